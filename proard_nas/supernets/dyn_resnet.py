@@ -1,0 +1,303 @@
+"""Dynamic residual networks: elastic depth, width and expansion (ProARD, section 4.3 and figure 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from .layers import Axis, Linear, Plan, Size, conv_norm, make_divisible, out_size
+from .network import StudentNet, build_conv_norm
+from .space import Architecture, SearchSpace
+from .supernet import Supernet
+
+__all__ = ["DynResNet", "ResNet", "ResNetFamily"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetFamily:
+    """The constants of one residual network and the choices of its supernet.
+
+    Parameters
+    ----------
+    student : str
+        The name under which timm builds one of its students.
+    space : SearchSpace
+    widths, strides : tuple of int
+        Output channels (before the width multiplier) and stride of each stage.
+    stem_width : int
+        Output channels of the stem, before the width multiplier.
+    patch : int, default=0
+        0 is the three-convolution stem at full resolution; k > 0 is one convolution of k x k
+        patches (1 stands for 3 x 3 at full resolution).
+    bottleneck : bool, default=True
+        1x1, 3x3, 1x1 blocks; False is two 3x3 convolutions.
+    img_size : (int, int), default=(32, 32)
+    """
+
+    student: str
+    space: SearchSpace
+    widths: tuple[int, ...]
+    strides: tuple[int, ...]
+    stem_width: int
+    patch: int = 0
+    bottleneck: bool = True
+    img_size: Size = (32, 32)
+
+    def plan(self, arch: Architecture, num_classes: int, in_chans: int, img_size: Size) -> Plan:
+        """Return the layers of one architecture (see `Family`)."""
+        n_stem = len(arch.width_mult) - len(self.widths)
+        stem_mults = arch.width_mult[:n_stem]
+        image = Axis("image", in_chans)
+        stem, x, size = _stem(image, self.stem_width, stem_mults, self.patch, arch.stem_residual, img_size)
+        block = _bottleneck if self.bottleneck else _basic
+        stages = {}
+        for s, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
+            out = Axis(f"stage{s}", make_divisible(width * arch.width_mult[n_stem + s]), "width_mult")
+            blocks = {}
+            for b, ratio in enumerate(arch.expand_ratio[s]):
+                blocks[str(b)] = block(f"stages.{s}.{b}", x, out, ratio, stride if b == 0 else 1, size, b == 0)
+                x, size = out, out_size(blocks[str(b)].part("conv1" if not self.bottleneck else "conv2"))
+            stages[str(s)] = Plan(blocks)
+        head = {"fc": Linear(x, Axis("classes", num_classes))} if num_classes else {}
+        return Plan({"stem": stem, "stages": Plan(stages), "head": Plan(head)})
+
+
+@functools.cache
+def _stem(
+    image: Axis, width: int, mults: tuple[float, ...], patch: int, residual: bool, size: Size
+) -> tuple[Plan, Axis, Size]:
+    out = Axis("stem", make_divisible(width * mults[-1]), "width_mult")
+    if patch:
+        conv = conv_norm(image, out, size, patch if patch > 1 else 3, stride=patch)
+        return Plan({"conv0": conv}), out, out_size(conv)
+    inner = Axis("stem_inner", make_divisible(make_divisible(width * mults[0]) / 2), "width_mult")
+    parts = {"conv0": conv_norm(image, inner, size, 3)}
+    if residual:
+        parts["residual"] = conv_norm(inner, inner, size, 3)
+    parts["conv1"] = conv_norm(inner, out, size, 3)
+    return Plan(parts), out, size
+
+
+@functools.cache
+def _bottleneck(name: str, inp: Axis, out: Axis, ratio: float, stride: int, size: Size, first: bool) -> Plan:
+    channels = make_divisible(round(out.channels * ratio))
+    middle, squeezed = (Axis(f"{name}.middle{i}", channels, "expand_ratio") for i in (1, 2))
+    conv2 = conv_norm(middle, squeezed, size, 3, stride)
+    parts = {
+        "conv1": conv_norm(inp, middle, size),
+        "conv2": conv2,
+        "conv3": conv_norm(squeezed, out, out_size(conv2)),
+    }
+    if first:
+        parts["shortcut"] = conv_norm(inp, out, size, 1, stride)
+    return Plan(parts)
+
+
+@functools.cache
+def _basic(name: str, inp: Axis, out: Axis, ratio: float, stride: int, size: Size, first: bool) -> Plan:
+    middle = Axis(f"{name}.middle", make_divisible(round(out.channels * ratio)), "expand_ratio")
+    conv1 = conv_norm(inp, middle, size, 3, stride)
+    parts = {"conv1": conv1, "conv2": conv_norm(middle, out, out_size(conv1), 3)}
+    if first:
+        parts["shortcut"] = conv_norm(inp, out, size, 1, stride)
+    return Plan(parts)
+
+
+class Stem(nn.Module):
+    """The first convolutions, with an optional residual one between them."""
+
+    def __init__(self, plan: Plan, **dd: Any) -> None:
+        super().__init__()
+        self.conv0 = build_conv_norm(plan.part("conv0"), **dd)
+        residual = build_conv_norm(plan.part("residual"), **dd) if "residual" in plan else None
+        self.register_module("residual", residual)
+        self.conv1 = build_conv_norm(plan.part("conv1"), **dd) if "conv1" in plan else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images to the first features."""
+        x = self.conv0(x)
+        if self.residual is not None:
+            x = x + self.residual(x)
+        return self.conv1(x)  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """Two or three convolutions beside a shortcut, added and rectified."""
+
+    def __init__(self, plan: Plan, **dd: Any) -> None:
+        super().__init__()
+        names = [name for name in plan if name != "shortcut"]
+        self.shortcut = build_conv_norm(plan.part("shortcut"), act=None, **dd) if "shortcut" in plan else nn.Identity()
+        for name in names:
+            self.add_module(name, build_conv_norm(plan.part(name), act=nn.ReLU if name != names[-1] else None, **dd))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features to features, halving the resolution where the stride is 2."""
+        y = self.conv2(self.conv1(x))
+        if hasattr(self, "conv3"):
+            y = self.conv3(y)
+        return self.act(y + self.shortcut(x))  # type: ignore[no-any-return]
+
+    def zero_init_last(self) -> None:
+        """Start the residual branch at zero, so that the block begins as its shortcut."""
+        last = self.conv3 if hasattr(self, "conv3") else self.conv2
+        nn.init.zeros_(last.bn.weight)
+
+
+class ResNet(StudentNet):
+    """A residual network of one architecture; see `StudentNet` for the parameters."""
+
+    cfg: ResNetFamily
+
+    def _build_stem(self, plan: Plan, **dd: Any) -> nn.Module:
+        return Stem(plan, **dd)
+
+    def _build_block(self, plan: Plan, stage: int, **dd: Any) -> nn.Module:
+        return ResidualBlock(plan, **dd)
+
+    def init_weights(self) -> None:
+        """Initialise as every student, each residual branch at zero."""
+        super().init_weights()
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.zero_init_last()
+
+
+class DynResNet(Supernet, ResNet):
+    """A residual supernet; see `Supernet` for the parameters."""
+
+    student_type = ResNet
+
+
+RESNET50 = ResNetFamily(
+    student="proard_resnet50",
+    space=SearchSpace(
+        depths=(0, 1, 2),
+        base_depths=(2, 2, 4, 2),
+        width_mults=(0.65, 0.8, 1.0),
+        n_widths=6,
+        expand_ratios=(0.2, 0.25, 0.35),
+        stem_residuals=(False, True),
+    ),
+    widths=(256, 512, 1024, 2048),
+    strides=(1, 2, 2, 2),
+    stem_width=64,
+)
+RESNET50_FINE = dataclasses.replace(
+    RESNET50,
+    space=dataclasses.replace(RESNET50.space, expand_ratios=tuple(round(0.2 + 0.01 * i, 2) for i in range(16))),
+)
+RESNET_TINY = ResNetFamily(
+    student="proard_resnet_tiny",
+    space=SearchSpace(
+        depths=(0, 1),
+        base_depths=(1, 1, 1),
+        width_mults=(0.5, 0.75, 1.0),
+        n_widths=4,
+        expand_ratios=(0.25, 0.35, 0.5),
+    ),
+    widths=(48, 96, 192),
+    strides=(1, 2, 2),
+    stem_width=32,
+    patch=1,
+    img_size=(8, 8),
+)
+RESNET_SMALL = ResNetFamily(
+    student="proard_resnet_small",
+    space=SearchSpace(
+        depths=(0, 1),
+        base_depths=(1, 1, 1),
+        width_mults=(0.5, 0.75, 1.0),
+        n_widths=4,
+        expand_ratios=(0.5, 0.75, 1.0),
+    ),
+    widths=(48, 96, 160),
+    strides=(1, 2, 2),
+    stem_width=48,
+    patch=2,
+    bottleneck=False,
+)
+
+
+def _cfg(input_size: tuple[int, int, int], pool_size: Size) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 10,
+        "input_size": input_size,
+        "pool_size": pool_size,
+        "mean": (0.0,) * input_size[0],
+        "std": (1.0,) * input_size[0],
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "first_conv": "stem.conv0.conv",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"{prefix}{name}.untrained": cfg
+        for name, cfg in {
+            "resnet50": _cfg((3, 32, 32), (4, 4)),
+            "resnet50_fine": _cfg((3, 32, 32), (4, 4)),
+            "resnet_tiny": _cfg((1, 8, 8), (2, 2)),
+            "resnet_small": _cfg((3, 32, 32), (4, 4)),
+        }.items()
+        for prefix in ("proard_", "proard_dyn_")
+        if not (prefix == "proard_" and name == "resnet50_fine")
+    }
+)
+
+
+def _create(cls: type[ResNet], variant: str, cfg: ResNetFamily, pretrained: bool, **kwargs: Any) -> ResNet:
+    feature_cfg = {"feature_cls": "getter", "out_indices": tuple(range(1 + len(cfg.widths)))}
+    model = build_model_with_cfg(cls, variant, pretrained, model_cfg=cfg, feature_cfg=feature_cfg, **kwargs)
+    return model  # type: ignore[no-any-return]
+
+
+@register_model
+def proard_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """One student of Dyn-ResNet50; ``arch`` says which, the largest by default."""
+    return _create(ResNet, "proard_resnet50", RESNET50, pretrained, **kwargs)
+
+
+@register_model
+def proard_resnet_tiny(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """One student of `proard_dyn_resnet_tiny`; ``arch`` says which, the largest by default."""
+    return _create(ResNet, "proard_resnet_tiny", RESNET_TINY, pretrained, **kwargs)
+
+
+@register_model
+def proard_resnet_small(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """One student of `proard_dyn_resnet_small`; ``arch`` says which, the largest by default."""
+    return _create(ResNet, "proard_resnet_small", RESNET_SMALL, pretrained, **kwargs)
+
+
+@register_model
+def proard_dyn_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """Dyn-ResNet50 of the paper: 2.46e12 students, 285 to 2358 MMACs at 32x32."""
+    return _create(DynResNet, "proard_dyn_resnet50", RESNET50, pretrained, **kwargs)
+
+
+@register_model
+def proard_dyn_resnet50_fine(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """Dyn-ResNet50 with expansion ratios in steps of 0.01: more than 1e19 students."""
+    return _create(DynResNet, "proard_dyn_resnet50_fine", RESNET50_FINE, pretrained, **kwargs)
+
+
+@register_model
+def proard_dyn_resnet_tiny(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """A small supernet for 8x8 to 32x32 images, for a first try and for tests."""
+    return _create(DynResNet, "proard_dyn_resnet_tiny", RESNET_TINY, pretrained, **kwargs)
+
+
+@register_model
+def proard_dyn_resnet_small(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """A supernet for 32x32 colour images that two CPU cores can train: a patch stem, few wide stages."""
+    return _create(DynResNet, "proard_dyn_resnet_small", RESNET_SMALL, pretrained, **kwargs)

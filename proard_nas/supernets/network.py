@@ -1,0 +1,353 @@
+"""What every student network is: normalisation, stem, stages of blocks, neck and head, as timm knows them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from timm.layers import ClassifierHead, ConvNormAct
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from .cost import Cost, plan_cost
+from .layers import Conv, Plan, Size
+from .space import Architecture, SearchSpace
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+Act = type[nn.Module] | str
+
+
+class Family(Protocol):
+    """A family of networks: its choices, and the plan of each of its architectures."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """The choices of the family's supernet."""
+
+    @property
+    def student(self) -> str:
+        """The name under which timm builds one of its students."""
+
+    @property
+    def img_size(self) -> Size:
+        """Height and width of the images it was designed for, in pixels."""
+
+    def plan(self, arch: Architecture, num_classes: int, in_chans: int, img_size: Size) -> Plan:
+        """Return the layers of one architecture."""
+
+
+class Normalize(nn.Module):
+    """Subtract a mean and divide by a standard deviation for each channel; inputs are in [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype).reshape(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise images of shape (N, C, H, W)."""
+        return (x - self.mean) / self.std
+
+
+def build_conv_norm(plan: Plan, act: Act | None = nn.ReLU, device: Any = None, dtype: Any = None) -> ConvNormAct:
+    """Build timm's convolution, batch norm and activation from a plan's ``conv`` and ``bn``."""
+    conv = plan.layer("conv")
+    assert isinstance(conv, Conv)
+    return ConvNormAct(
+        conv.inp.channels,
+        conv.out.channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        groups=conv.groups,
+        bias=conv.bias,
+        apply_act=act is not None,
+        act_layer=act,
+        device=device,
+        dtype=dtype,
+    )
+
+
+class StudentNet(nn.Module):
+    """A static network of one architecture with timm's model interface.
+
+    A family's network derives from it and says how to build its blocks. It is built from the
+    plan of its architecture, so its layers, its costs and the slices it takes from a supernet
+    have one definition.
+
+    Parameters
+    ----------
+    cfg : Family
+        The family's constants, choices and plan.
+    arch : Architecture or dict, default=None
+        The architecture; None is the largest of the family.
+    num_classes : int, default=10
+        Size of the classifier's output; 0 leaves the classifier out.
+    in_chans : int, default=3
+        Channels of the input images.
+    drop_rate : float, default=0.0
+        Dropout before the classifier, in [0, 1).
+    global_pool : str, default='avg'
+        timm's pooling type; ``''`` leaves pooling out.
+    norm_mean, norm_std : sequence of float, default=None
+        Normalisation of each channel, kept inside the network; None is CIFAR-10's for three
+        channels, else 0.5 and 0.25.
+    device, dtype : default=None
+        As in torch's modules.
+
+    Attributes
+    ----------
+    arch : Architecture
+    num_features : int
+        Channels of `forward_features`' output.
+    head_hidden_size : int
+        Channels that the classifier reads.
+    feature_info : list of dict
+        timm's description of the intermediate features: after the stem and after each stage.
+    """
+
+    def __init__(
+        self,
+        cfg: Family,
+        arch: Architecture | dict[str, Any] | None = None,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
+        norm_mean: Sequence[float] | None = None,
+        norm_std: Sequence[float] | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 0 or in_chans < 1 or not 0 <= drop_rate < 1:
+            raise ValueError(
+                f"num_classes must be at least 0, in_chans at least 1 and drop_rate in [0, 1); got "
+                f"num_classes={num_classes}, in_chans={in_chans}, drop_rate={drop_rate}"
+            )
+        arch = Architecture.from_dict(arch) if isinstance(arch, dict) else arch
+        self.cfg, self.num_classes, self.in_chans, self.drop_rate = cfg, num_classes, in_chans, drop_rate
+        self.grad_checkpointing = False
+        dd = {"device": device, "dtype": dtype}
+        mean, std = _normalisation(in_chans, norm_mean, norm_std)
+        self.arch = cfg.space.largest if arch is None else self._check_shape(arch)
+        plan = self.plan()
+        self._set_architecture(self.arch, plan)
+        self.norm = Normalize(mean, std, **dd)
+        self.stem = self._build_stem(plan.part("stem"), **dd)
+        stages = plan.part("stages")
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(*(self._build_block(stages.part(s).part(b), int(s), **dd) for b in stages.part(s)))
+                for s in stages
+            )
+        )
+        self.neck = self._build_neck(plan, **dd)
+        self.head = self._build_head(plan, global_pool, **dd)
+        self.init_weights()
+
+    # -- what a family defines --------------------------------------------------------------
+
+    def _build_stem(self, plan: Plan, **dd: Any) -> nn.Module:
+        """Build the stem from its plan."""
+        raise NotImplementedError
+
+    def _build_block(self, plan: Plan, stage: int, **dd: Any) -> nn.Module:
+        """Build one block of a stage from its plan."""
+        raise NotImplementedError
+
+    def _build_neck(self, plan: Plan, **dd: Any) -> nn.Module:
+        """Build what comes between the last stage and the pooling; nothing by default."""
+        return nn.Identity()
+
+    def _build_head(self, plan: Plan, global_pool: str, **dd: Any) -> nn.Module:
+        """Build pooling, dropout and classifier; timm's head by default."""
+        return ClassifierHead(self.num_features, self.num_classes, global_pool, self.drop_rate, **dd)
+
+    # -- architecture and costs -------------------------------------------------------------
+
+    def plan(self, arch: Architecture | None = None, img_size: Size | int | None = None) -> Plan:
+        """Return the layers of an architecture of this network's family, by default of its own.
+
+        Parameters
+        ----------
+        arch : Architecture, default=None
+        img_size : (int, int) or int, default=None
+            Height and width in pixels; None is the size the family was designed for. It
+            matters for the count of multiply-accumulates only.
+        """
+        size = self.cfg.img_size if img_size is None else img_size
+        size = (size, size) if isinstance(size, int) else size
+        return self.cfg.plan(self.arch if arch is None else arch, self.num_classes, self.in_chans, size)
+
+    def cost(self, arch: Architecture | None = None, img_size: Size | int | None = None) -> Cost:
+        """Return multiply-accumulates and parameters of an architecture, by default of its own.
+
+        An exact function of the values: nothing is built or run. See `plan` for the parameters.
+        """
+        return plan_cost(self.plan(arch, img_size))
+
+    def _check_shape(self, arch: Architecture) -> Architecture:
+        """Check that an architecture fits the family; its values may lie outside the default choices."""
+        space = self.cfg.space
+        lists = {"depths": arch.depth, "width_mults": arch.width_mult, "stem_residuals": (arch.stem_residual,)}
+        for name in ("expand_ratio", "kernel_size"):
+            lists[f"{name}s"] = tuple(v for row in getattr(arch, name) for v in row)
+        own = {k: tuple(dict.fromkeys(v)) for k, v in lists.items() if v and getattr(space, k)}
+        dataclasses.replace(space, **own).validate(arch)
+        return arch
+
+    def _set_architecture(self, arch: Architecture, plan: Plan) -> None:
+        """Set every attribute that depends on the architecture."""
+        self.arch = arch
+        height = self.cfg.img_size[0]
+        self.feature_info = [
+            {"num_chs": conv.out.channels, "reduction": round(height / conv.out_size[0]), "module": name}
+            for name, conv in _features(plan)
+        ]
+        self.num_features = self._feature_channels(plan)
+        self.head_hidden_size = self._head_channels(plan)
+        if isinstance(getattr(self, "head", None), ClassifierHead):
+            self.head.in_features = self.num_features
+            self.head.num_features = self.num_features * self.head.global_pool.feat_mult()
+
+    def _feature_channels(self, plan: Plan) -> int:
+        return int(self.feature_info[-1]["num_chs"])
+
+    def _head_channels(self, plan: Plan) -> int:
+        return self._feature_channels(plan)
+
+    # -- timm's interface -------------------------------------------------------------------
+
+    def init_weights(self) -> None:
+        """Initialise: He's normal for convolutions by fan-out, a small normal for the classifier."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0.0, 0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's grouping of parameters: by stage (coarse) or by block."""
+        blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.(\d+)", None), (r"^neck", (99999,))]
+        return {"stem": r"^(norm|stem)", "blocks": blocks}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """Return the classifier layer."""
+        return self.head.fc  # type: ignore[no-any-return]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier; 0 classes remove it.
+
+        Parameters
+        ----------
+        num_classes : int
+        global_pool : str, default=None
+            New pooling type; None keeps it.
+        """
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the unpooled features, shape (N, num_features, H', W'), of images in [0, 1]."""
+        x = self.stem(self.norm(x))
+        for stage in self.stages:
+            x = self._forward_stage(stage, x)
+        return self.neck(x)  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool features and classify them; ``pre_logits`` stops before the classifier."""
+        return self.head(x, pre_logits=pre_logits)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, shape (N, num_classes), of images of shape (N, in_chans, H, W) in [0, 1]."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return features and the intermediate ones listed in `feature_info`, in timm's form.
+
+        ``norm`` has nothing to apply to in these networks; ``stop_early`` skips the stages after
+        the last index asked for.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r} is not supported; allowed: 'NCHW'")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        x = self.stem(self.norm(x))
+        intermediates = [x] if 0 in take else []
+        for i, stage in enumerate(self.stages, start=1):
+            if stop_early and i > last:
+                break
+            x = self._forward_stage(stage, x)
+            if i in take:
+                intermediates.append(x)
+        if intermediates_only:
+            return intermediates
+        return (x if stop_early and last < len(self.stages) else self.neck(x)), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the stages that the given intermediates do not need; return their indices."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        if last < len(self.stages):
+            self.stages = self.stages[:last]
+            self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
+        self.neck = nn.Identity()
+        if prune_head or last < len(self.feature_info) - 1:
+            self.reset_classifier(0, "")
+        return take  # type: ignore[no-any-return]
+
+    def _forward_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting() and len(stage):  # type: ignore[arg-type]
+            return checkpoint_seq(stage, x)  # type: ignore[no-any-return]
+        return stage(x)  # type: ignore[no-any-return]
+
+
+def _normalisation(
+    in_chans: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    mean = mean if mean is not None else (CIFAR_MEAN if in_chans == 3 else (0.5,) * in_chans)
+    std = std if std is not None else (CIFAR_STD if in_chans == 3 else (0.25,) * in_chans)
+    if len(mean) != in_chans or len(std) != in_chans or not all(s > 0 and math.isfinite(s) for s in std):
+        raise ValueError(
+            f"norm_mean and norm_std need one value for each of {in_chans} channels and positive deviations; "
+            f"got norm_mean={tuple(mean)}, norm_std={tuple(std)}"
+        )
+    return mean, std
+
+
+def _features(plan: Plan) -> list[tuple[str, Conv]]:
+    """Return where intermediate features come from: the last convolution of the stem and of each stage."""
+    parts = {"stem": plan.part("stem")}
+    for name, stage in plan.part("stages").items():
+        assert isinstance(stage, Plan)
+        parts[f"stages.{name}"] = stage.part(str(len(stage) - 1))
+    return [(name, last_conv(part)) for name, part in parts.items()]
+
+
+def last_conv(part: Plan) -> Conv:
+    """Return the last convolution of a plan that makes features."""
+    return [layer for _, layer in part.layers() if isinstance(layer, Conv) and not layer.gate][-1]

@@ -1,0 +1,278 @@
+"""The supernet: the largest student of a family, which makes every other student from its tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from timm.models import create_model
+from torch import Tensor, nn
+
+from . import sorting
+from .layers import Conv
+from .network import Family, StudentNet
+from .slicing import KernelConv2d, LiveStudent
+from .space import Architecture, SearchSpace
+
+Statistics = Mapping[str, Tensor]
+
+if TYPE_CHECKING:
+    _Base = StudentNet
+else:
+    _Base = object
+
+
+class Supernet(_Base):
+    """Mixin that turns a family's network into its supernet.
+
+    The supernet is the family's largest network, an ordinary timm model. Each of its students
+    is the same network built smaller, its tensors leading slices of the supernet's.
+
+    Parameters
+    ----------
+    cfg : Family
+    depths, width_mults, expand_ratios, kernel_sizes : sequence, default=None
+        Choices in place of the family's own.
+    num_classes, in_chans, drop_rate, global_pool, norm_mean, norm_std, device, dtype
+        See `StudentNet`.
+
+    Attributes
+    ----------
+    space : SearchSpace
+        The choices; ``space.sample(seed=0)`` draws an architecture.
+    active : Architecture
+        The student that ``forward`` runs, by default the largest.
+
+    Examples
+    --------
+    >>> import timm, torch, proard_nas
+    >>> net = timm.create_model('proard_dyn_resnet_tiny').eval()
+    >>> arch = net.space.sample(seed=0)
+    >>> images = torch.rand(2, 1, 8, 8)
+    >>> torch.equal(net.student(arch)(images), net.extract(arch).eval()(images))
+    True
+    """
+
+    student_type: ClassVar[type[StudentNet]]
+
+    def __init__(
+        self,
+        cfg: Family,
+        *,
+        depths: Sequence[int] | None = None,
+        width_mults: Sequence[float] | None = None,
+        expand_ratios: Sequence[float] | None = None,
+        kernel_sizes: Sequence[int] | None = None,
+        **network: Any,
+    ) -> None:
+        if "arch" in network:
+            raise TypeError(f"{type(self).__name__} takes no 'arch': it is the largest student of its choices")
+        lists = {
+            "depths": depths,
+            "width_mults": width_mults,
+            "expand_ratios": expand_ratios,
+            "kernel_sizes": kernel_sizes,
+        }
+        space = _with_choices(cfg.space, {k: tuple(v) for k, v in lists.items() if v is not None})
+        super().__init__(dataclasses.replace(cfg, space=space), **network)  # type: ignore[type-var]
+        self.space: SearchSpace = space
+        self._active: Architecture | None = None
+        self._active_statistics: dict[str, Tensor] = {}
+        self._make_kernels_elastic()
+
+    def _make_kernels_elastic(self) -> None:
+        if len(self.space.kernel_sizes) < 2:
+            return
+        for name, layer in self.plan().layers():
+            if isinstance(layer, Conv) and layer.depthwise and layer.kernel_size == max(self.space.kernel_sizes):
+                parent, _, child = name.rpartition(".")
+                owner = self.get_submodule(parent)
+                setattr(owner, child, KernelConv2d.wrap(getattr(owner, child), self.space.kernel_sizes))
+
+    # -- students -----------------------------------------------------------------------------
+
+    def student(self, arch: Architecture, statistics: Statistics | None = None) -> StudentNet:
+        """Return a live student: its tensors are slices that gradients flow back through.
+
+        The slices are taken once, now; after the supernet's weights change, make it again. It
+        is in the same mode (train or eval), module for module, as the supernet. Its batch norm
+        statistics are its own.
+
+        Parameters
+        ----------
+        arch : Architecture
+        statistics : mapping of str to Tensor, default=None
+            Batch norm statistics to start from, as `statistics_of` returns them. By default
+            the largest student starts from a copy of the supernet's and any other from their
+            leading slices, marked as not calibrated.
+
+        Raises
+        ------
+        ValueError
+            If the architecture is not in the space.
+        """
+        arch = self.space.validate(_as_architecture(arch))
+        plan = self.plan(arch)
+        live = LiveStudent(self, plan).module
+        assert isinstance(live, StudentNet)
+        for name in ("space", "_active", "_active_statistics"):
+            del live.__dict__[name]
+        live._set_architecture(arch, plan)
+        if statistics is None and arch == self.space.largest:
+            statistics = statistics_of(self)
+        load_statistics(live, statistics or {})
+        return live
+
+    def extract(self, arch: Architecture, statistics: Statistics | None = None) -> StudentNet:
+        """Return a standalone copy of a student: a plain timm model that shares nothing.
+
+        Parameters
+        ----------
+        arch, statistics
+            As for `student`; the active student brings its own statistics.
+
+        Notes
+        -----
+        Unless statistics are given, a student other than the largest must be calibrated before
+        it is used: its batch norm statistics are slices of the supernet's, which do not fit it.
+        """
+        arch = _as_architecture(arch)
+        if statistics is None and arch == self._active:
+            statistics = self._active_statistics
+        with torch.no_grad():
+            tensors = {k: v.detach().clone() for k, v in self.student(arch, statistics).state_dict().items()}
+        with torch.device("meta"):
+            student: StudentNet = create_model(self.cfg.student, **self.student_args(arch))
+        student.load_state_dict(tensors, strict=True, assign=True)
+        for parameter in student.parameters():
+            parameter.requires_grad_(True)
+        student.pretrained_cfg = {**student.pretrained_cfg, **self._data_config()}
+        student.default_cfg = student.pretrained_cfg
+        student.grad_checkpointing = self.grad_checkpointing
+        return student.train(self.training)
+
+    def student_args(self, arch: Architecture) -> dict[str, Any]:
+        """Return the keyword arguments with which timm builds a student, JSON-able."""
+        return {
+            "arch": arch.to_dict(),
+            "num_classes": self.num_classes,
+            "in_chans": self.in_chans,
+            "drop_rate": self.drop_rate,
+            "global_pool": self.head.global_pool.pool_type,
+            "norm_mean": self.norm.mean.flatten().tolist(),
+            "norm_std": self.norm.std.flatten().tolist(),
+        }
+
+    def _data_config(self) -> dict[str, Any]:
+        return {k: self.pretrained_cfg[k] for k in ("input_size", "pool_size") if k in self.pretrained_cfg}
+
+    def sort_channels(self, dimensions: Sequence[str] = ("expand_ratio",)) -> dict[str, list[tuple[int, Tensor]]]:
+        """Reorder channels by importance so that every leading slice holds the most important ones.
+
+        See `sorting.sort_channels`. The largest student's function does not change.
+        """
+        return sorting.sort_channels(self, self.plan(self.space.largest), dimensions)
+
+    # -- the active student -------------------------------------------------------------------
+
+    @property
+    def active(self) -> Architecture:
+        """The architecture that ``forward`` runs."""
+        return self._active or self.space.largest
+
+    def set_active(self, arch: Architecture | None) -> None:
+        """Make ``forward`` and its kin run another student; None is the largest.
+
+        The student keeps batch norm statistics of its own while it is active: in training mode
+        they follow the batches, and in eval mode they are used.
+        """
+        arch = self.space.largest if arch is None else self.space.validate(_as_architecture(arch))
+        self._active = None if arch == self.space.largest else arch
+        self._active_statistics = {}
+        if self._active:
+            with torch.no_grad():
+                self._active_statistics = statistics_of(self.student(arch))
+
+    def _net(self) -> StudentNet | None:
+        if self._active is None:
+            return None
+        live = self.student(self._active)
+        share_statistics(live, self._active_statistics)
+        return live
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the active student's logits; see `StudentNet.forward`."""
+        live = self._net()
+        return super().forward(x) if live is None else live(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the active student's features; see `StudentNet.forward_features`."""
+        live = self._net()
+        return super().forward_features(x) if live is None else live.forward_features(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Classify the active student's features; see `StudentNet.forward_head`."""
+        live = self._net()
+        return super().forward_head(x, pre_logits) if live is None else live.forward_head(x, pre_logits)
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return the active student's intermediate features; see `StudentNet.forward_intermediates`."""
+        live = self._net()
+        net = super() if live is None else live
+        return net.forward_intermediates(x, *args, **kwargs)
+
+
+def statistics_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return the batch norm statistics of a network, by name; the tensors are the network's own."""
+    return {
+        f"{name}.{key}": buffer
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for key, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def load_statistics(network: nn.Module, statistics: Statistics) -> None:
+    """Copy batch norm statistics into a network.
+
+    Raises
+    ------
+    ValueError
+        If a name or shape does not fit; nothing is copied then.
+    """
+    own = statistics_of(network) if statistics else {}
+    wrong = [name for name, value in statistics.items() if name not in own or own[name].shape != value.shape]
+    if wrong:
+        raise ValueError(f"statistics of another network: {wrong[0]!r} does not fit ({len(wrong)} of them)")
+    with torch.no_grad():
+        for name, value in statistics.items():
+            own[name].copy_(value)
+
+
+def share_statistics(network: nn.Module, statistics: Statistics) -> None:
+    """Make a network use, and update in place, the given statistics."""
+    for name, value in statistics.items():
+        owner, _, key = name.rpartition(".")
+        network.get_submodule(owner)._buffers[key] = value
+
+
+def is_calibrated(network: nn.Module) -> bool:
+    """Tell whether every batch norm of a network has seen at least one batch."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return all(m.num_batches_tracked is None or int(m.num_batches_tracked) > 0 for m in norms)
+
+
+def _with_choices(space: SearchSpace, lists: Mapping[str, tuple[Any, ...]]) -> SearchSpace:
+    for name, values in lists.items():
+        if not getattr(space, name):
+            own = [n for n in ("depths", "width_mults", "expand_ratios", "kernel_sizes") if getattr(space, n)]
+            raise TypeError(f"this network has no {name}={values}; its lists of choices are {own}")
+        if not values:
+            raise ValueError(f"{name} must list at least one choice")
+    return dataclasses.replace(space, **lists)
+
+
+def _as_architecture(arch: Architecture | Mapping[str, Any]) -> Architecture:
+    return Architecture.from_dict(arch) if isinstance(arch, Mapping) else arch
