@@ -194,6 +194,24 @@ class StudentNet(nn.Module):
         """
         return plan_cost(self.plan(arch, img_size))
 
+    def model_args(self) -> dict[str, Any]:
+        """Return the JSON-able keyword arguments with which timm builds this network again."""
+        return {"arch": self.arch.to_dict(), **self._network_args()}
+
+    def _network_args(self) -> dict[str, Any]:
+        return {
+            "num_classes": self.num_classes,
+            "in_chans": self.in_chans,
+            "drop_rate": self.drop_rate,
+            "global_pool": self.head.global_pool.pool_type,
+            "norm_mean": self.norm.mean.flatten().tolist(),
+            "norm_std": self.norm.std.flatten().tolist(),
+        }
+
+    def feature_size(self, img_size: Size | int | None = None) -> Size:
+        """Return height and width of `forward_features`' output; see `plan` for the parameter."""
+        return _features(self.plan(img_size=img_size))[-1][1].out_size
+
     def _check_shape(self, arch: Architecture) -> Architecture:
         """Check that an architecture fits the family; its values may lie outside the default choices."""
         space = self.cfg.space

@@ -144,7 +144,7 @@ class Supernet(_Base):
         with torch.no_grad():
             tensors = {k: v.detach().clone() for k, v in self.student(arch, statistics).state_dict().items()}
         with torch.device("meta"):
-            student: StudentNet = create_model(self.cfg.student, **self.student_args(arch))
+            student: StudentNet = create_model(self.cfg.student, arch=arch.to_dict(), **self._network_args())
         student.load_state_dict(tensors, strict=True, assign=True)
         for parameter in student.parameters():
             parameter.requires_grad_(True)
@@ -153,17 +153,11 @@ class Supernet(_Base):
         student.grad_checkpointing = self.grad_checkpointing
         return student.train(self.training)
 
-    def student_args(self, arch: Architecture) -> dict[str, Any]:
-        """Return the keyword arguments with which timm builds a student, JSON-able."""
-        return {
-            "arch": arch.to_dict(),
-            "num_classes": self.num_classes,
-            "in_chans": self.in_chans,
-            "drop_rate": self.drop_rate,
-            "global_pool": self.head.global_pool.pool_type,
-            "norm_mean": self.norm.mean.flatten().tolist(),
-            "norm_std": self.norm.std.flatten().tolist(),
-        }
+    def model_args(self) -> dict[str, Any]:
+        """Return the JSON-able keyword arguments with which timm builds this supernet again."""
+        lists = ("depths", "width_mults", "expand_ratios", "kernel_sizes")
+        choices = {name: list(getattr(self.space, name)) for name in lists if getattr(self.space, name)}
+        return {**choices, **self._network_args()}
 
     def _data_config(self) -> dict[str, Any]:
         return {k: self.pretrained_cfg[k] for k in ("input_size", "pool_size") if k in self.pretrained_cfg}

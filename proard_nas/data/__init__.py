@@ -1,0 +1,31 @@
+"""Data in any usual form (arrays, datasets, loaders, files) made one: images in [0, 1] and labels 0..C-1."""
+
+from __future__ import annotations
+
+from proard_nas.data.encoding import ArrayEncoder
+from proard_nas.data.files import NpzData, image_folder, load_npz
+from proard_nas.data.loaders import DatasetSource, LoaderSource
+from proard_nas.data.preparing import DataSummary, PreparedData, prepare
+from proard_nas.data.scanning import Scan, scan
+from proard_nas.data.serving import image_batches, labelled_source
+from proard_nas.data.sources import ArraySource, Source
+from proard_nas.data.splitting import split_indices
+
+__all__ = [
+    "ArrayEncoder",
+    "ArraySource",
+    "DataSummary",
+    "DatasetSource",
+    "LoaderSource",
+    "NpzData",
+    "PreparedData",
+    "Scan",
+    "Source",
+    "image_batches",
+    "image_folder",
+    "labelled_source",
+    "load_npz",
+    "prepare",
+    "scan",
+    "split_indices",
+]

@@ -1,0 +1,125 @@
+"""Images read from files: NumPy archives and folders with one sub-folder for each class."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from proard_nas.data.checks import CHANNEL_COUNTS
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NpzData:
+    """The arrays of an archive.
+
+    Parameters
+    ----------
+    x_train : ndarray
+        float32 images of shape (n, channels, height, width) in [0, 1], or a table of shape (n, features).
+    y_train : ndarray of shape (n,)
+        Labels.
+    x_test, y_test : ndarray, optional
+        The test part, in the same form.
+    """
+
+    x_train: NDArray[Any]
+    y_train: NDArray[Any]
+    x_test: NDArray[Any] | None = None
+    y_test: NDArray[Any] | None = None
+
+
+def load_npz(path: str | Path) -> NpzData:
+    """Read ``x_train``, ``y_train`` and, where they are there, ``x_test``, ``y_test`` from a NumPy archive.
+
+    Parameters
+    ----------
+    path : str or Path
+        An ``.npz`` file. 8-bit images, (n, height, width) or (n, height, width, channels), are divided by 255 and put
+        channels first; other arrays are returned as they are. Labels of shape (n, 1) become (n,).
+
+    Returns
+    -------
+    NpzData
+        The arrays. Pickled objects are never loaded.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a key is missing, only one of ``x_test`` and ``y_test`` is there, or the file is no such archive.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}; allowed: an .npz archive with x_train and y_train")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            keys = ("x_train", "y_train", "x_test", "y_test")
+            arrays = {key: archive[key] for key in keys if key in archive.files}
+            found = list(archive.files)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is no .npz archive of plain arrays: {error}") from error
+    needed = [*keys[:2], *(keys[2:] if {"x_test", "y_test"} & set(arrays) else ())]
+    missing = [key for key in needed if key not in arrays]
+    if missing:
+        raise ValueError(f"{str(path)!r} has the keys {found} but not {missing}; allowed: {', '.join(keys[:2])} and, "
+                         f"both or none, {', '.join(keys[2:])}")  # fmt: skip
+    return NpzData(**{key: _images(a, key) if key.startswith("x") else _labels(a) for key, a in arrays.items()})
+
+
+def _images(x: NDArray[Any], key: str) -> NDArray[Any]:
+    if x.dtype != np.uint8 or x.ndim == 2:
+        return x
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim != 4 or x.shape[-1] not in CHANNEL_COUNTS:
+        raise ValueError(
+            f"{key} has 8-bit images of shape {x.shape}; allowed: (n, height, width[, 1, 3 or 4 channels])"
+        )
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+
+
+def _labels(y: NDArray[Any]) -> NDArray[Any]:
+    return y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+
+
+def image_folder(path: str | Path, size: int | tuple[int, int]) -> Dataset[tuple[Tensor, int]]:
+    """Return a folder of images, with one sub-folder for each class, as a dataset.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder; the names of its sub-folders, sorted, are the classes.
+    size : int or tuple of int
+        Side, or (height, width), in pixels. Images are resized to cover it and cropped around their centre.
+
+    Returns
+    -------
+    Dataset
+        A `torchvision.datasets.ImageFolder`: gives (float32 tensor of shape (3, height, width) in [0, 1], label), and
+        has ``classes``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or a class has no images.
+    """
+    from timm.data.transforms_factory import create_transform
+    from torchvision.datasets import ImageFolder
+
+    if not Path(path).is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {str(path)!r}; allowed: a folder with one sub-folder for each class"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    transform = create_transform(
+        (3, height, width), is_training=False, crop_pct=1.0, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    dataset: Dataset[tuple[Tensor, int]] = ImageFolder(str(path), transform=transform)
+    return dataset

@@ -1,0 +1,97 @@
+"""Labels of any discrete type mapped to 0..C-1, and checked against the classes of the training data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from proard_nas.data.checks import check_several_classes
+
+
+def encode_labels(
+    y: object, num_classes: int | None = None, estimator_name: str = "ProARDEstimator"
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Map labels of any type to 0..C-1.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        Integers, strings or other discrete labels.
+    num_classes : int, optional
+        How many classes there are. Integer labels within 0..num_classes-1 then stand for themselves, so that a class
+        may have no image here. None takes the distinct labels of y.
+    estimator_name : str, default='ProARDEstimator'
+        Named in the error for a missing y.
+
+    Returns
+    -------
+    codes : ndarray of shape (n,)
+        int64 labels 0..C-1.
+    classes : ndarray of shape (C,)
+        The label that each code stands for, in sorted order.
+
+    Raises
+    ------
+    ValueError
+        If y is missing, not one-dimensional, continuous, of one class only, or does not fit ``num_classes``.
+    """
+    labels = _label_column(y, estimator_name)
+    distinct, codes = np.unique(labels, return_inverse=True)
+    check_several_classes(distinct.tolist())
+    if num_classes is not None and _are_codes(labels, num_classes):
+        return labels.astype(np.int64), np.arange(num_classes, dtype=labels.dtype)
+    if num_classes in (None, len(distinct)):
+        return codes.astype(np.int64), distinct
+    shown = ", ".join(map(repr, distinct[:10].tolist()))
+    raise ValueError(
+        f"y holds the {len(distinct)} labels {shown}{', ...' if len(distinct) > 10 else ''}, out of range for "
+        f"num_classes={num_classes}; allowed: {num_classes} distinct labels, or integers from 0 to {num_classes - 1}"
+    )
+
+
+def encode_known_labels(y: object, classes: NDArray[Any], estimator_name: str = "ProARDEstimator") -> NDArray[np.int64]:
+    """Map labels to their places in ``classes``.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        Labels, each one of ``classes``.
+    classes : ndarray of shape (C,)
+        The labels of the training data.
+    estimator_name : str, default='ProARDEstimator'
+        Named in the error for a missing y.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        int64 labels 0..C-1.
+
+    Raises
+    ------
+    ValueError
+        If a label is none of ``classes``.
+    """
+    places = {label: place for place, label in enumerate(classes.tolist())}
+    labels = _label_column(y, estimator_name).tolist()
+    unknown = sorted({label for label in labels if label not in places}, key=str)
+    if unknown:
+        raise ValueError(f"y holds the labels {unknown[:10]}, unknown from training; allowed: {list(places)}")
+    return np.array([places[label] for label in labels], dtype=np.int64)
+
+
+def _label_column(y: object, estimator_name: str) -> NDArray[Any]:
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import column_or_1d
+
+    if y is None:
+        raise ValueError(f"{estimator_name} requires y to be passed, but the target y is None")
+    labels: NDArray[Any] = column_or_1d(y.detach().cpu().numpy() if isinstance(y, Tensor) else y, warn=True)
+    check_classification_targets(labels)
+    return labels
+
+
+def _are_codes(labels: NDArray[Any], num_classes: int) -> bool:
+    return labels.dtype.kind in "iu" and bool(labels.min() >= 0) and bool(labels.max() < num_classes)

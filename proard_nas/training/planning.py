@@ -1,0 +1,87 @@
+"""Before training: which precision is fastest on this device, and what the whole thing will cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from .budget import TrainingCost, stage_macs, training_cost
+from .losses import make_loss
+from .precision import CANDIDATES, Precision, fastest
+from .schedule import Stage
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+STEP_MACS = 5e11
+LONG = 30 * 60
+
+
+def plan_training(
+    trainer: Trainer, stages: Sequence[Stage], precision: str, labelling_macs: float = 0.0
+) -> tuple[Precision, TrainingCost]:
+    """Time a few steps on this device; choose the precision and state the cost of the schedule.
+
+    The measured step is the first stage's loss on one random student, on a part of one batch,
+    so that a large network is measured in seconds. The cost is logged, as a warning with the
+    settings that make it smaller where it takes more than half an hour.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Its supernet's weights and statistics stay as they are.
+    stages : list of Stage
+    precision : {'auto', 'float32', 'bfloat16'}
+        ``'auto'`` takes the fastest number format and memory layout, the others the fastest layout.
+    labelling_macs : float, default=0.0
+        Multiply-accumulates of labelling, added to the cost.
+
+    Returns
+    -------
+    (Precision, TrainingCost)
+    """
+    budget, supernet = trainer.settings.budget, trainer.supernet
+    x, y = next(iter(trainer.source.batches(trainer.settings.batch_size)))
+    img_size = (int(x.shape[2]), int(x.shape[3]))
+    arch = supernet.space.sample(0)
+    macs = stage_macs(supernet, dataclasses.replace(stages[0], elastic=()), budget, img_size)
+    macs *= supernet.cost(arch, img_size).macs / supernet.cost(supernet.space.largest, img_size).macs
+    n = max(2, min(len(x), int(STEP_MACS / macs)))
+    loss = make_loss(stages[0].loss)
+
+    def step(candidate: Precision) -> None:
+        candidate.prepare(supernet)
+        supernet.train()
+        trainer.gradients(loss, x[:n], y[:n], [arch], 0, candidate)
+        supernet.zero_grad(set_to_none=True)
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    wanted = tuple(c for c in CANDIDATES if precision in ("auto", c.dtype))
+    choice, seconds = fastest(step, wanted)
+    cost = training_cost(supernet, stages, len(trainer.source), budget, img_size)
+    stages_and_labels = (*cost.stages, ("labelling", labelling_macs)) if labelling_macs else cost.stages
+    cost = dataclasses.replace(cost, stages=stages_and_labels)
+    cost = dataclasses.replace(cost, seconds=cost.macs * seconds[str(choice)] / (macs * n))
+    _state(cost, choice)
+    return choice, cost
+
+
+def labelling_macs(n_students: int, n_images: int, n_calibration: int, steps: int, mean_macs: float) -> float:
+    """Return an upper bound of labelling's multiply-accumulates: no image fooled before the last step."""
+    return n_students * mean_macs * (n_calibration + n_images * (2 + 2 * steps))
+
+
+def _state(cost: TrainingCost, precision: Precision) -> None:
+    if cost.seconds is not None and cost.seconds > LONG:
+        logger.warning(
+            "this will cost %s (%s). To make it smaller: fewer epochs (epochs=...), a smaller network (model=...), "
+            "fewer attack steps (attack_steps=...), fewer labelled students (n_labels=...)",
+            cost,
+            precision,
+        )
+    else:
+        logger.info("training and labelling will cost %s (%s)", cost, precision)
