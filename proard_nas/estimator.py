@@ -92,7 +92,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     device : str, default='auto'
         ``'auto'`` is CUDA where there is one.
     precision : {'auto', 'float32', 'bfloat16'}, default='auto'
-        ``'auto'`` times a few steps and keeps the fastest number format and memory layout.
+        ``'auto'`` times a few steps and keeps the fastest number format and memory layout. The
+        others use the channels_last layout.
     random_state : int, RandomState or None, default=None
         The same int gives the same result on one machine, on the CPU with
         ``precision='float32'`` bit for bit.
@@ -416,7 +417,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
             "num_classes": len(self.classes_),
             "label_names": [str(c) for c in self.classes_],
         }
-        return calibrate(student, self.calibration_images_).eval()
+        return calibrate(student.to(memory_format=torch.contiguous_format), self.calibration_images_).eval()
 
     # -- prediction with the largest student --------------------------------------------------
 
@@ -499,8 +500,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     # -- saving -------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save supernet, labels, predictor and settings to a folder; see `deploy.saving`."""
-        from .deploy.saving import save_estimator
+        """Save supernet, labels, predictor and settings to a folder; nothing is pickled."""
+        from ._estimator_io import save_estimator
 
         check_is_fitted(self, "predictor_")
         save_estimator(self, folder)
@@ -508,7 +509,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Load what `save` wrote; nothing is unpickled."""
-        from .deploy.saving import load_estimator
+        from ._estimator_io import load_estimator
 
         return load_estimator(cls, folder)
 

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
@@ -106,8 +105,10 @@ def scan(
 
 
 def _moments(images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    pixels = images.detach().cpu().to(torch.float64)
-    return pixels.mean(dim=(2, 3)).numpy(), pixels.square().mean(dim=(2, 3)).numpy()
+    # NumPy sums in float64 without a copy in float64, many times faster than torch on a busy processor.
+    pixels = images.detach().cpu().flatten(2).numpy()
+    square = np.einsum("ncp,ncp->nc", pixels, pixels, dtype=np.float64) / pixels.shape[2]
+    return pixels.mean(axis=2, dtype=np.float64), square
 
 
 def _warn_of_oddities(found: Scan, name: str) -> None:

@@ -1,5 +1,5 @@
-"""From student to device: saving and loading."""
+"""From student to device: saving."""
 
-from .saving import load_estimator, save_estimator, save_student
+from .saving import save_student
 
-__all__ = ["load_estimator", "save_estimator", "save_student"]
+__all__ = ["save_student"]

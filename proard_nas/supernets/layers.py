@@ -117,7 +117,7 @@ class Conv:
             "out_channels": self.out.channels,
             "kernel_size": (self.kernel_size, self.kernel_size),
             "padding": (self.padding, self.padding),
-            "_reversed_padding_repeated_twice": [self.padding] * 4,
+            "_reversed_padding_repeated_twice": (self.padding,) * 4,
             "groups": self.groups,
         }
 

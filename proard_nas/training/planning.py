@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from proard_nas.supernets import Supernet
+
 from .budget import TrainingCost, stage_macs, training_cost
 from .losses import make_loss
 from .precision import CANDIDATES, Precision, fastest
@@ -35,7 +37,8 @@ def plan_training(
         Its supernet's weights and statistics stay as they are.
     stages : list of Stage
     precision : {'auto', 'float32', 'bfloat16'}
-        ``'auto'`` takes the fastest number format and memory layout, the others the fastest layout.
+        ``'auto'`` takes the fastest number format and memory layout; the others are
+        channels_last, so that the same seed gives the same bits.
     labelling_macs : float, default=0.0
         Multiply-accumulates of labelling, added to the cost.
 
@@ -43,7 +46,8 @@ def plan_training(
     -------
     (Precision, TrainingCost)
     """
-    budget, supernet = trainer.settings.budget, trainer.supernet
+    budget, supernet = trainer.settings.budget, trainer.network
+    assert isinstance(supernet, Supernet)
     x, y = next(iter(trainer.source.batches(trainer.settings.batch_size)))
     img_size = (int(x.shape[2]), int(x.shape[3]))
     arch = supernet.space.sample(0)
@@ -60,7 +64,7 @@ def plan_training(
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
 
-    wanted = tuple(c for c in CANDIDATES if precision in ("auto", c.dtype))
+    wanted = CANDIDATES if precision == "auto" else (Precision(precision, channels_last=True),)
     choice, seconds = fastest(step, wanted)
     cost = training_cost(supernet, stages, len(trainer.source), budget, img_size)
     stages_and_labels = (*cost.stages, ("labelling", labelling_macs)) if labelling_macs else cost.stages

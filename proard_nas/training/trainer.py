@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -65,15 +66,16 @@ class TrainSettings:
 
 
 class Trainer:
-    """Trains a supernet over the stages of a schedule.
+    """Trains a supernet, or one network alone, over the stages of a schedule.
 
     Every random choice of a step (students, attack starts, dropout, data order) is a pure
     function of the seed and of the step's place in the schedule.
 
     Parameters
     ----------
-    supernet : Supernet
-        Changed in place; on the device it is to be trained on.
+    network : Supernet or StudentNet
+        Changed in place; on the device it is to be trained on. A network that is no supernet is
+        its own largest and only student.
     source : Source
         Training images.
     calibration : Tensor of shape (N, C, H, W)
@@ -90,17 +92,17 @@ class Trainer:
 
     def __init__(
         self,
-        supernet: Supernet,
+        network: StudentNet,
         source: Source,
         calibration: Tensor,
         settings: TrainSettings,
         on_epoch: Callable[[dict[str, Any]], object] | None = None,
     ) -> None:
-        self.supernet, self.source, self.calibration, self.settings = supernet, source, calibration, settings
+        self.network, self.source, self.calibration, self.settings = network, source, calibration, settings
         self.on_epoch = on_epoch
         self.history: list[dict[str, Any]] = []
         self.teacher: nn.Module | None = None
-        self.device = next(supernet.parameters()).device
+        self.device = next(network.parameters()).device
         self._stop = False
 
     def use(self, precision: Precision) -> None:
@@ -122,24 +124,24 @@ class Trainer:
             if make_loss(stage.loss).needs_teacher and not trained:
                 raise ValueError(f"stage {stage.name!r} distils from a teacher, but no stage before it trains one")
             trained = trained or not stage.elastic
-        self.settings.precision.prepare(self.supernet)
+        self.settings.precision.prepare(self.network)
         for index, stage in enumerate(stages):
             if not self._stop:
                 self._run_stage(index, stage)
-        calibrate(self.supernet, self.calibration)
-        self.supernet.eval()
+        calibrate(self.network, self.calibration)
+        self.network.eval()
         return self.history
 
     def _run_stage(self, index: int, stage: Stage) -> None:
         loss = make_loss(stage.loss)
         if loss.needs_teacher and self.teacher is None:
             self.teacher = self._freeze_teacher()
-        if stage.sort_channels:
-            self.supernet.sort_channels(stage.sort_channels)
-        drop_before, self.supernet.head.drop.p = self.supernet.head.drop.p, stage.drop_rate
+        if stage.sort_channels and isinstance(self.network, Supernet):
+            self.network.sort_channels(stage.sort_channels)
+        drop_before, self.network.head.drop.p = self.network.head.drop.p, stage.drop_rate
         settings = self.settings
         optimizer = create_optimizer_v2(
-            self.supernet,
+            self.network,
             opt="momentum",
             lr=stage.lr,
             weight_decay=settings.weight_decay,
@@ -152,26 +154,25 @@ class Trainer:
             self._run_epoch(index, stage, loss, epoch, optimizer)
             if self._stop:
                 break
-        self.supernet.head.drop.p = drop_before
+        self.network.head.drop.p = drop_before
 
     def _freeze_teacher(self) -> nn.Module:
-        calibrate(self.supernet, self.calibration)
-        teacher = self.supernet.extract(self.supernet.space.largest).eval()
-        return teacher.requires_grad_(False)
+        calibrate(self.network, self.calibration)
+        if isinstance(self.network, Supernet):
+            return self.network.extract(self.network.space.largest).eval().requires_grad_(False)
+        return copy.deepcopy(self.network).eval().requires_grad_(False)
 
     def _run_epoch(self, index: int, stage: Stage, loss: Objective, epoch: int, optimizer: Any) -> None:
         start, losses, images = time.perf_counter(), [], 0
         place = ("train", index, epoch)
         seed = derive_seed(self.settings.seed, *place)
-        space = self.supernet.space.with_elastic(stage.elastic)
         batches = self.source.batches(self.settings.batch_size, seed=seed)
-        self.supernet.train()
+        self.network.train()
         for step, (x, y) in enumerate(self._bar(batches, stage, epoch)):
             if len(x) < 2:  # batch norm has no statistics of one image
                 continue
             step_seed = derive_seed(self.settings.seed, *place, step)
-            archs = SAMPLERS[stage.sampler](space, stage.students_per_step, np.random.default_rng(step_seed))
-            losses.append(self.step(loss, x, y, archs, optimizer, step_seed))
+            losses.append(self.step(loss, x, y, self._draw(stage, step_seed), optimizer, step_seed))
             images += len(x)
         mean = float(torch.stack(losses).mean())
         self._record(stage, epoch, mean, optimizer, images, time.perf_counter() - start)
@@ -192,7 +193,7 @@ class Trainer:
     def gradients(
         self, loss: Objective, x: Tensor, y: Tensor, archs: Sequence[Architecture], seed: int, precision: Any = None
     ) -> Tensor:
-        """Add the gradients of the students' mean loss to the supernet; return it, detached."""
+        """Add the gradients of the students' mean loss to the network; return it, detached."""
         precision = precision or self.settings.precision
         x, y = precision.images(x.to(self.device)), y.to(self.device)
         total = torch.zeros((), device=self.device)
@@ -202,7 +203,7 @@ class Trainer:
                 with torch.no_grad(), precision.autocast(self.device):
                     teacher_logits = self.teacher(x)
             for i, arch in enumerate(archs):
-                net = self._network(arch)
+                net = self._student(arch)
                 with precision.autocast(self.device):
                     x_adv = loss.adversarial(net, x, y, teacher_logits, self.settings.budget, derive_seed(seed, i))
                     value = loss.loss(net, x, x_adv, y, teacher_logits) / len(archs)
@@ -210,9 +211,18 @@ class Trainer:
                 total += value.detach()
         return total
 
-    def _network(self, arch: Architecture) -> StudentNet:
-        """Return what runs an architecture: the supernet itself where it is the largest."""
-        return self.supernet if arch == self.supernet.space.largest else self.supernet.student(arch)
+    def _draw(self, stage: Stage, seed: int) -> list[Architecture]:
+        """Return the students of a step."""
+        if not isinstance(self.network, Supernet):
+            return [self.network.arch]
+        space = self.network.space.with_elastic(stage.elastic)
+        return SAMPLERS[stage.sampler](space, stage.students_per_step, np.random.default_rng(seed))
+
+    def _student(self, arch: Architecture) -> StudentNet:
+        """Return what runs an architecture: the network itself where it is the largest."""
+        if not isinstance(self.network, Supernet) or arch == self.network.space.largest:
+            return self.network
+        return self.network.student(arch)
 
     def _bar(self, batches: Any, stage: Stage, epoch: int) -> Any:
         total = self.source.n_batches(self.settings.batch_size)

@@ -1,0 +1,120 @@
+"""What every benchmark writes down about itself beside its figures: command, code, versions, machine, seed, time."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "torchattacks",
+    "numpy",
+    "optuna",
+    "scikit-learn",
+    "onnx",
+    "onnxruntime",
+    "proard-nas",
+)
+
+
+def save(path: str | Path, results: Any, seed: int | None, started: float) -> Path:
+    """Write a benchmark's results as JSON.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; missing folders are made.
+    results : JSON-able
+    seed : int or None
+        The seed of the run; None where nothing is random.
+    started : float
+        ``time.time()`` at the start of the run.
+    """
+    path = Path(path)
+    record = {
+        "command": command(),
+        "date": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 1),
+        "seed": seed,
+        **commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "results": results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    part.replace(path)  # a reader, or a run that is killed, never leaves half a file
+    return path
+
+
+def command() -> str:
+    """Return the command line, with paths inside the project relative to it."""
+    return " ".join(["python", *(_inside(a) for a in sys.argv)])
+
+
+def _inside(argument: str) -> str:
+    path = Path(argument).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) and path.exists() else argument
+
+
+def commit() -> dict[str, Any]:
+    """Return the commit of the code, and whether tracked Python files differ from it."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return {"commit": head, "modified": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "*.py"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "modified": None}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures ran on."""
+    described = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    }
+    if torch.cuda.is_available():
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

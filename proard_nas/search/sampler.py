@@ -1,0 +1,114 @@
+"""Optuna's NSGA-II, told who the parents are instead of scanning the study for them in every ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import NSGAIISampler
+from optuna.samplers.nsgaii import UniformCrossover
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from proard_nas.supernets.space import Architecture, Choice, SearchSpace
+
+from .candidate import Candidate
+
+Genes = list[Choice]
+
+
+class Individual(NamedTuple):
+    """One member of a generation: what Optuna sees and what we see of it."""
+
+    trial: FrozenTrial
+    candidate: Candidate
+
+
+class GenerationSampler(NSGAIISampler):
+    """NSGA-II for one generation whose pool and parents are given.
+
+    The stock sampler looks for them among all finished trials each time it is asked, which makes up
+    most of the time of a long search. Selection, tournament, crossover and mutation are its own.
+
+    Parameters
+    ----------
+    population_size : int
+    mutation_prob : float
+        Probability that a gene of a child is redrawn.
+    seed : int
+    """
+
+    def __init__(self, population_size: int, mutation_prob: float, seed: int) -> None:
+        super().__init__(
+            population_size=population_size, mutation_prob=mutation_prob, crossover=UniformCrossover(), seed=seed
+        )
+        self._pool: list[FrozenTrial] = []
+        self._parents: list[FrozenTrial] = []
+
+    def get_trial_generation(self, study: Study, trial: FrozenTrial) -> int:
+        """Return any generation after the first: the parents do not depend on it."""
+        return 1
+
+    def get_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """Return the pool from which the parents are selected."""
+        return self._pool
+
+    def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """Return the parents."""
+        return self._parents
+
+    def survivors(self, study: Study, pool: Sequence[Individual]) -> list[Individual]:
+        """Select ``population_size`` of the pool by constrained non-domination and crowding distance.
+
+        Of an architecture that is there several times one copy takes part, as long as two different
+        ones are there: copies would crowd out other points of the front.
+        """
+        distinct = {member.candidate.architecture: member for member in reversed(pool)}
+        members = list(distinct.values())[::-1] if len(distinct) > 1 else list(pool)
+        by_number = {member.trial.number: member for member in members}
+        self._pool, self._parents = [member.trial for member in members], []
+        return [by_number[trial.number] for trial in self.select_parent(study, 1)]
+
+    def children(
+        self,
+        study: Study,
+        parents: Sequence[Individual],
+        n: int,
+        distributions: Mapping[str, CategoricalDistribution],
+        rng: np.random.Generator,
+    ) -> list[Genes]:
+        """Breed ``n`` children by tournament, uniform crossover and mutation."""
+        self._parents = [member.trial for member in parents]
+        space: dict[str, BaseDistribution] = dict(distributions)
+        born = [self.sample_relative(study, self._parents[0], space) for _ in range(n)]
+        return [_complete(child, distributions, rng) for child in born]
+
+
+def _complete(
+    child: Mapping[str, Any], distributions: Mapping[str, CategoricalDistribution], rng: np.random.Generator
+) -> Genes:
+    """Draw the genes that the sampler left out, which is how it marks those to be mutated."""
+    return [child[name] if name in child else _draw(kind.choices, rng) for name, kind in distributions.items()]
+
+
+def first_generation(space: SearchSpace, n: int, rng: np.random.Generator) -> list[Architecture]:
+    """Draw ``n`` architectures that reach from the smallest sizes to the largest.
+
+    Every second one is uniform, as in the paper; uniform draws alone concentrate in the middle of the
+    range of costs and leave a tight limit without a start. The others first draw a size between 0
+    and 1 and then each choice with that probability of being larger.
+    """
+    return [space.sample(rng) if i % 2 else _graded(space, rng) for i in range(n)]
+
+
+def _graded(space: SearchSpace, rng: np.random.Generator) -> Architecture:
+    size = rng.random()
+    ordered = [sorted(gene.choices) for gene in space.genes]
+    return space.decode([choices[rng.binomial(len(choices) - 1, size)] for choices in ordered])
+
+
+def _draw(choices: Sequence[Any], rng: np.random.Generator) -> Choice:
+    choice: Choice = choices[rng.integers(len(choices))]
+    return choice

@@ -1,0 +1,94 @@
+"""Promises of costs: the analytic count is what a running network does, for any architecture and image size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from proard_nas.supernets import SUPERNETS
+
+
+@pytest.fixture(scope="module", params=SUPERNETS)
+def shape(request):
+    with torch.device("meta"):
+        return timm.create_model(request.param)
+
+
+def on_meta(net, arch):
+    return net.student_type(net.cfg, arch, num_classes=net.num_classes, in_chans=net.in_chans, device="meta").eval()
+
+
+def image(student, size):
+    return torch.zeros(1, student.in_chans, *size, device=next(student.parameters()).device)
+
+
+def hook_count(student, size):
+    """Count multiply-accumulates while the network runs."""
+    total = 0
+
+    def add(module, _inputs, output):
+        nonlocal total
+        total += output.numel() * module.weight[0].numel()
+
+    counted = [m for m in student.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    hooks = [m.register_forward_hook(add) for m in counted]
+    with torch.no_grad():
+        student(image(student, size))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def test_costs_of_200_random_architectures_are_those_of_the_running_networks(shape):
+    rng = np.random.default_rng(0)
+    for arch in [shape.space.largest, shape.space.smallest, *(shape.space.sample(rng) for _ in range(200))]:
+        student, cost = on_meta(shape, arch).to_empty(device="cpu"), shape.cost(arch)
+        assert cost.macs == hook_count(student, shape.cfg.img_size), arch
+        assert cost.params == sum(p.numel() for p in student.parameters()), arch
+        assert student.cost() == cost
+
+
+@pytest.mark.parametrize("size", [(16, 16), (33, 47), (224, 192)])
+def test_costs_at_other_image_sizes_are_those_of_the_running_networks(shape, size):
+    for seed in range(2):
+        arch = shape.space.sample(seed)
+        student = on_meta(shape, arch)
+        assert shape.cost(arch, img_size=size).macs == hook_count(student, size)
+        assert student.feature_size(size) == tuple(student.forward_features(image(student, size)).shape[2:])
+
+
+def test_one_number_is_a_square_image(shape):
+    arch = shape.space.sample(0)
+    assert shape.cost(arch, img_size=48) == shape.cost(arch, img_size=(48, 48)) != shape.cost(arch)
+
+
+def test_torchs_own_counter_sees_two_operations_for_each_multiply_accumulate(shape):
+    for seed in range(3):
+        arch = shape.space.sample(seed)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            on_meta(shape, arch)(image(shape, shape.cfg.img_size))
+        assert counter.get_total_flops() == 2 * shape.cost(arch).macs
+
+
+def test_costs_follow_image_channels_and_classes(shape):
+    with torch.device("meta"):
+        other = timm.create_model(shape.default_cfg["architecture"], num_classes=7, in_chans=5)
+    arch = other.space.sample(1)
+    student = on_meta(other, arch)
+    cost = other.cost(arch)
+    assert cost.params == sum(p.numel() for p in student.parameters())
+    assert cost.macs == hook_count(student, other.cfg.img_size)
+
+
+def test_costs_follow_the_classifier_that_is_there(shape):
+    arch = shape.space.sample(2)
+    with torch.device("meta"):
+        student = timm.create_model(shape.cfg.student, arch=arch, num_classes=0)
+        reset = timm.create_model(shape.cfg.student, arch=arch)
+        reset.reset_classifier(0)
+    for net in (student, reset):
+        assert net.cost().params == sum(p.numel() for p in net.parameters())

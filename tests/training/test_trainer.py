@@ -1,0 +1,211 @@
+"""The training loop: what changes, what does not, what repeats."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm
+import torch
+
+from proard_nas.data import ArraySource
+from proard_nas.supernets import is_calibrated
+from proard_nas.training import (
+    AttackBudget,
+    Precision,
+    Stage,
+    Trainer,
+    TrainSettings,
+    fastest,
+    make_loss,
+    make_schedule,
+    plan_training,
+    training_cost,
+)
+
+SETTINGS = TrainSettings(batch_size=16, budget=AttackBudget(0.05, 0.02, 2), progress=False)
+
+
+def supernet(seed=0):
+    torch.manual_seed(seed)
+    return timm.create_model("proard_dyn_resnet_tiny", num_classes=3)
+
+
+@pytest.fixture
+def source():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(45) % 3
+    x = torch.rand(45, 1, 8, 8, generator=generator) * 0.4 + y.reshape(-1, 1, 1, 1) * 0.3
+    return ArraySource(x, y)
+
+
+def train(source, stages=None, seed=0, **settings):
+    net = supernet()
+    trainer = Trainer(net, source, source.x, SETTINGS if not settings else TrainSettings(**settings, seed=seed))
+    trainer.run(stages or make_schedule("paper", net.space, epochs=4, lr=0.05))
+    return net, trainer
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_the_global_generator(source):
+    first, _ = train(source)
+    torch.manual_seed(99)
+    torch.rand(7)
+    second, _ = train(source)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
+def test_another_seed_gives_other_weights(source):
+    settings = {"batch_size": 16, "budget": AttackBudget(0.05, 0.02, 2), "progress": False}
+    first, second = train(source, seed=0, **settings)[0], train(source, seed=1, **settings)[0]
+    assert not torch.equal(first.head.fc.weight, second.head.fc.weight)
+
+
+def test_training_leaves_the_global_generator_alone(source):
+    net = supernet()
+    state = torch.get_rng_state()
+    Trainer(net, source, source.x, SETTINGS).run(make_schedule("paper", net.space, epochs=4))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_history_has_one_record_for_each_epoch_and_falls_along_a_cosine(source):
+    net = supernet()
+    stages = [Stage("teacher", 4, "trades", lr=0.1), Stage("all", 2, "rslad", net.space.dimensions, lr=0.2)]
+    history = Trainer(net, source, source.x, SETTINGS).run(stages)
+    assert [(r["stage"], r["epoch"]) for r in history] == [("teacher", i) for i in range(4)] + [("all", 0), ("all", 1)]
+    expected = [0.1 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)] + [0.2, 0.1]
+    assert [r["lr"] for r in history] == pytest.approx(expected)
+    assert all(r["images"] == 45 and math.isfinite(r["loss"]) for r in history)
+
+
+def test_a_step_equals_the_same_step_written_out_for_a_plain_network(source):
+    """TRADES, PGD-2 and SGD with momentum, once by the loop and once by hand."""
+    x, y = source.x[:16], source.y[:16]
+    net = supernet()
+    net.train()
+    by_hand = net.extract(net.space.largest).train()
+    trainer = Trainer(net, source, x, SETTINGS)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
+    trainer.step(make_loss("trades"), x, y, [net.space.largest], optimizer, seed=3)
+    with torch.random.fork_rng():
+        from proard_nas._random import derive_seed
+
+        torch.manual_seed(derive_seed(3, 0))
+        start = torch.empty_like(x).normal_(0, 0.001)
+    norms = [m for m in by_hand.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    target = by_hand(x).detach().softmax(1)
+    adv = (x + start).clamp(0, 1)
+    for _ in range(2):
+        adv.requires_grad_()
+        loss = -(target * by_hand(adv).log_softmax(1)).sum()
+        (grad,) = torch.autograd.grad(loss, adv)
+        adv = adv.detach() + 0.02 * grad.sign()
+        adv = torch.max(torch.min(adv, x + 0.05), x - 0.05).clamp(0, 1)
+    for norm in norms:
+        norm.track_running_stats = True
+    clean, robust = by_hand(x).log_softmax(1), by_hand(adv).log_softmax(1)
+    loss = -clean[range(16), y].mean() + 6 * (clean.exp() * (clean - robust)).sum() / 16
+    loss.backward()
+    torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4).step()
+    for (name, ours), theirs in zip(net.named_parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_gradients_are_the_mean_over_the_students_of_a_step(source):
+    net = supernet()
+    net.train()
+    trainer = Trainer(net, source, source.x, SETTINGS)
+    loss, x, y = make_loss("natural"), source.x[:16], source.y[:16]
+    archs = [net.space.sample(1), net.space.sample(2)]
+    trainer.gradients(loss, x, y, archs, 0)
+    joint = net.head.fc.weight.grad.clone()
+    net.zero_grad()
+    for arch in archs:
+        trainer.gradients(loss, x, y, [arch], 0)
+    torch.testing.assert_close(joint, net.head.fc.weight.grad / 2)
+
+
+def test_the_teacher_is_frozen_and_the_largest_student_ends_calibrated(source):
+    net, trainer = train(source)
+    assert not any(p.requires_grad for p in trainer.teacher.parameters())
+    assert not trainer.teacher.training and is_calibrated(trainer.teacher)
+    assert not torch.equal(trainer.teacher.head.fc.weight, net.head.fc.weight)
+    assert is_calibrated(net) and not net.training
+
+
+def test_a_network_that_is_no_supernet_trains_alone(source):
+    net = supernet().extract(supernet().space.smallest)
+    before = net.head.fc.weight.detach().clone()
+    Trainer(net, source, source.x, SETTINGS).run([Stage("natural", 2, "natural", lr=0.05)])
+    assert not torch.equal(net.head.fc.weight, before)
+
+
+def test_natural_training_learns_an_easy_problem(source):
+    net, _ = train(source, [Stage("natural", 12, "natural", lr=0.1)])
+    with torch.no_grad():
+        assert (net(source.x).argmax(1) == source.y).float().mean() > 0.9
+
+
+def test_distilling_before_a_teacher_is_trained_is_refused(source):
+    net = supernet()
+    with pytest.raises(ValueError, match="'depth' distils from a teacher, but no stage before it trains one"):
+        Trainer(net, source, source.x, SETTINGS).run([Stage("depth", 1, "rslad", ("depth",))])
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(source):
+    net = supernet()
+    with pytest.raises(FloatingPointError, match="lower learning rate"):
+        Trainer(net, source, source.x, SETTINGS).run([Stage("natural", 30, "natural", lr=1e12)])
+
+
+def test_training_ends_where_the_callback_says_so(source):
+    net = supernet()
+    trainer = Trainer(net, source, source.x, SETTINGS, on_epoch=lambda record: record["epoch"] == 1)
+    assert len(trainer.run([Stage("natural", 9, "natural"), Stage("more", 9, "natural")])) == 2
+
+
+def test_the_cost_of_the_paper_counts_every_pass():
+    net = supernet()
+    largest = net.cost(net.space.largest, 8).macs
+    stages = [Stage("teacher", 3, "trades")]
+    cost = training_cost(net, stages, 100, AttackBudget(steps=10), (8, 8))
+    # clean logits for the attack, 10 x (forward, backward to the images), 2 x (forward, backward to the weights)
+    assert cost.macs == 3 * 100 * largest * (1 + 10 * 2 + 2 * 3)
+    natural = training_cost(net, [Stage("n", 1, "natural")], 100, AttackBudget(), (8, 8))
+    assert natural.macs == 100 * largest * 3
+
+
+def test_planning_changes_neither_weights_nor_statistics_nor_gradients(source):
+    net = supernet()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    trainer = Trainer(net, source, source.x, SETTINGS)
+    precision, cost = plan_training(trainer, [Stage("teacher", 1, "trades")], "float32")
+    assert precision == Precision("float32", channels_last=True)
+    assert cost.seconds > 0 and "multiply-accumulates" in str(cost)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_the_fastest_precision_is_kept_and_a_hopeless_one_tried_once():
+    import time
+
+    calls = []
+
+    def step(precision):
+        calls.append(precision)
+        time.sleep({False: 0.02, True: 0.005}[precision.channels_last] * (10 if precision.dtype == "bfloat16" else 1))
+
+    choice, seconds = fastest(step)
+    assert choice == Precision("float32", channels_last=True)
+    assert calls.count(Precision("bfloat16", False)) == 1
+    assert len(seconds) == 4
+
+
+@pytest.mark.parametrize("precision", [Precision("bfloat16"), Precision("float32", channels_last=True)])
+def test_every_precision_trains(source, precision):
+    net = supernet()
+    settings = TrainSettings(16, budget=AttackBudget(0.05, 0.02, 1), precision=precision, progress=False)
+    history = Trainer(net, source, source.x, settings).run(make_schedule("paper", net.space, epochs=4))
+    assert all(math.isfinite(record["loss"]) for record in history)
+    assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
