@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import timm
@@ -17,6 +17,7 @@ from .data import ArrayEncoder
 from .deploy.saving import Folder, whole_folder, write_json, write_network
 from .evaluation import Labels
 from .search import AccuracyPredictor
+from .supernets import Supernet
 from .training import Precision, Stage, TrainingCost
 
 if TYPE_CHECKING:
@@ -60,14 +61,15 @@ def load_estimator(cls: type[Estimator], folder: Folder) -> Estimator:
         raise ValueError(f"{folder} has format {state['format']}; this version reads format {FORMAT}")
     estimator = cls(**_parameters(state["parameters"], cls))
     estimator.device_ = torch.device("cuda" if torch.cuda.is_available() and estimator.device != "cpu" else "cpu")
-    supernet = timm.create_model(f"local-dir:{folder / 'supernet'}", pretrained=True)
+    supernet = cast(Supernet, timm.create_model(f"local-dir:{folder / 'supernet'}", pretrained=True))
     estimator.supernet_ = supernet.to(estimator.device_).eval()
     estimator.labels_ = Labels.load(folder / "labels.jsonl")
     estimator.calibration_images_ = _as_images(load_file(folder / "calibration.safetensors")["images"])
     for name, value in state["fitted"].items():
         setattr(estimator, name, value)
     estimator.classes_ = np.array(state["classes"]["values"], dtype=state["classes"]["dtype"])
-    estimator.image_size_ = tuple(estimator.image_size_)
+    height, width = estimator.image_size_
+    estimator.image_size_ = (height, width)
     estimator.encoder_ = ArrayEncoder.from_dict(state["encoder"])
     estimator.precision_ = Precision(**state["precision"])
     estimator.cost_ = TrainingCost(tuple(map(tuple, state["cost"]["stages"])), state["cost"]["seconds"])
@@ -106,10 +108,13 @@ def _parameters(parameters: dict[str, Any], cls: type[ProARDEstimator]) -> dict[
         if name not in known:
             raise unknown_name("estimator parameter", name, known)
     if not isinstance(parameters["schedule"], str):
-        rows = ({k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in parameters["schedule"])
-        parameters["schedule"] = [Stage(**row) for row in rows]
+        parameters["schedule"] = [_stage(row) for row in parameters["schedule"]]
     return parameters
 
+
+def _stage(row: dict[str, Any]) -> Stage:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return Stage(**values)
 
 
 def _as_bytes(images: torch.Tensor) -> torch.Tensor:

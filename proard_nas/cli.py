@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 from . import __version__
 
@@ -66,12 +67,12 @@ def _models(arguments: argparse.Namespace) -> int:
     import torch
     from tabulate import tabulate
 
-    from .supernets import SUPERNETS
+    from .supernets import SUPERNETS, Supernet
 
     rows = []
     for name in SUPERNETS:
         with torch.device("meta"):
-            net = timm.create_model(name)
+            net = cast(Supernet, timm.create_model(name))
         small, large = net.cost(net.space.smallest), net.cost(net.space.largest)
         height, width = net.cfg.img_size
         rows.append(

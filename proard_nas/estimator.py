@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import timm
@@ -244,8 +244,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     def _make_model(self, **args: Any) -> Supernet:
         """Build the supernet; without arguments only its shape, to check parameters early."""
         with torch.device("meta" if not args else "cpu"):
-            model: Supernet = timm.create_model(self.model, **{**args, **(self.model_args or {})})
-        return model
+            return cast(Supernet, timm.create_model(self.model, **{**args, **(self.model_args or {})}))
 
     def _build_supernet(self, data: PreparedData, seed: int) -> Supernet:
         summary = data.summary
@@ -296,7 +295,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         epochs = sum(stage.epochs for stage in stages)
         with self._epoch_callback(epochs) as on_epoch:
             trainer = Trainer(supernet, train, self.calibration_images_, settings, on_epoch)
-            mean = np.mean([self._macs(supernet, supernet.space.sample(i)) for i in range(20)])
+            mean = float(np.mean([self._macs(supernet, supernet.space.sample(i)) for i in range(20)]))
             labels = labelling_macs(self.n_labels, self.n_val_, len(self.calibration_images_), self.eval_steps, mean)
             self.precision_, self.cost_ = plan_training(trainer, stages, self.precision, labels)
             trainer.use(self.precision_)
@@ -371,7 +370,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         from .search import search
 
         check_is_fitted(self, "predictor_")
-        allowed = set(inspect.signature(search).parameters) - {"space", "predict", "cost", "extractor"}
+        allowed = set(inspect.signature(search).parameters) - {"space", "predict", "cost"}
         for name in constraints:
             if name not in allowed:
                 raise TypeError(str(unknown_name("search argument", name, allowed | {"verify"})))
@@ -381,15 +380,18 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
             self.predictor_.predict,
             self._cost,
             max_flops=max_flops,
-            extractor=self.extract,
             **constraints,
-        )
+        ).with_extractor(self.extract)
         return self._verify(result, verify) if verify else result
 
     def _verify(self, result: SearchResult, k: int) -> SearchResult:
-        ranked = sorted(result.front, key=lambda c: c.natural_accuracy + c.robust_accuracy, reverse=True)
-        measured = {c.architecture: self.measure(c.architecture).to_dict() for c in ranked[:k]}
-        return result.with_measured(measured)
+        ranked = sorted(result.front, key=lambda candidate: candidate.mean_accuracy, reverse=True)
+        return result.with_measured({c.architecture: self._measured(c.architecture) for c in ranked[:k]})
+
+    def _measured(self, arch: Architecture) -> dict[str, Any]:
+        label = self.measure(arch)
+        figures = {"natural_accuracy": label.natural_accuracy, "robust_accuracy": label.robust_accuracy}
+        return {**figures, "attack": self._attack("pgd").title, "eps": self.eps, "n_images": self.n_val_}
 
     def measure(self, arch: Architecture) -> Label:
         """Measure one student's natural and robust accuracy on the validation part of `fit`'s data."""

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -153,7 +153,7 @@ def _natural_baseline(
     for facts in students:
         args = estimator.supernet_.extract(Architecture.from_dict(facts["architecture"])).model_args()
         with seeded(settings.seed):
-            network: StudentNet = timm.create_model(estimator.supernet_.cfg.student, **args)
+            network = cast(StudentNet, timm.create_model(estimator.supernet_.cfg.student, **args))
         trainer = Trainer(network, source, calibration, TrainSettings(batch_size=64, progress=settings.progress))
         trainer.run([Stage("natural training", settings.natural_epochs, "natural", lr=0.1)])
         calibrate(network, calibration).eval()
@@ -214,7 +214,7 @@ def _text(
     ]
     n_test = rows[0]["test"]["pgd"]["n_images"]
     score = estimator.predictor_score_
-    arguments = ", ".join(f"{k}={v!r}" for k, v in settings.estimator.items() if k not in ("progress",))
+    arguments = ", ".join(f"{k}={v!r}" for k, v in settings.estimator.items() if k != "progress")
     return "\n".join(
         [
             tabulate(table, headers=headers, floatfmt=("", "", ".2f", ",.0f", ".1f", ".1f", ".1f", ".1f", ".1f")),

@@ -155,7 +155,12 @@ def test_an_unknown_attack_suggests_the_nearest(network):
 
 def test_seeded_puts_the_generator_back_after_an_error():
     state = torch.get_rng_state()
-    with pytest.raises(RuntimeError), seeded(3):
-        torch.rand(2)
-        raise RuntimeError
+
+    def draws_and_fails():
+        with seeded(3):
+            torch.rand(2)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        draws_and_fails()
     assert torch.equal(torch.get_rng_state(), state)

@@ -99,7 +99,8 @@ def scan(
         labels.append(y.cpu().numpy())
         means.append(mean)
         squares.append(square)
-    found = Scan(np.concatenate(labels), tuple(images.shape[1:]), np.concatenate(means), np.concatenate(squares))
+    channels, height, width = images.shape[1:]
+    found = Scan(np.concatenate(labels), (channels, height, width), np.concatenate(means), np.concatenate(squares))
     _warn_of_oddities(found, name)
     return found
 

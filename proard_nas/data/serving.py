@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -53,8 +52,9 @@ def labelled_source(X: Any, y: Any, encoder: ArrayEncoder, classes: NDArray[Any]
 
 def image_batches(X: Any, encoder: ArrayEncoder, batch_size: int) -> Iterator[Tensor]:
     """Yield the images of arrays, a dataset or a loader in batches, in order; labels are left out."""
-    if is_array_like(X) or isinstance(X, (list, np.ndarray)) and not is_loader_or_dataset(X):
-        yield from encoder.transform(X).split(batch_size)
+    if is_array_like(X) or (isinstance(X, list) and not is_loader_or_dataset(X)):
+        images = encoder.transform(X)
+        yield from (images[i : i + batch_size] for i in range(0, len(images), batch_size))
     else:
         for images, _ in source_of(X, batch_size).batches(batch_size):
             yield images

@@ -139,9 +139,7 @@ def correct(network: nn.Module, x: Tensor, y: Tensor, settings: AttackSettings, 
     right = predict_logits(network, x).argmax(1) == y
     if settings.name == NATURAL or not right.any():
         return right
-    attack = make_attack(
-        settings.name, network, eps=settings.eps, step_size=settings.step_size, steps=settings.steps
-    )
+    attack = make_attack(settings.name, network, eps=settings.eps, step_size=settings.step_size, steps=settings.steps)
     adversarial = run_attack(attack, x[right], y[right], seed=seed)
     right = right.clone()
     right[right.clone()] = predict_logits(network, adversarial).argmax(1) == y[right]

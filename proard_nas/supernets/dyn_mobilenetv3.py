@@ -111,7 +111,8 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images to the first features."""
         x = self.conv(x)
-        return x + self.project(self.depthwise(x))
+        y: Tensor = self.project(self.depthwise(x))
+        return x + y
 
 
 class InvertedBottleneck(nn.Module):
@@ -133,7 +134,7 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features to features, halving the resolution where the stride is 2."""
-        y = self.project(self.se(self.depthwise(self.expand(x))))
+        y: Tensor = self.project(self.se(self.depthwise(self.expand(x))))
         return x + y if self.residual else y
 
 
@@ -149,7 +150,7 @@ class Head(nn.Module):
         self.act = create_act_layer("hard_swish")
         self.flatten = nn.Flatten(1) if pool_type else nn.Identity()
         self.drop = nn.Dropout(drop_rate)
-        self.fc = nn.Linear(conv.out.channels, num_classes, **dd) if num_classes else nn.Identity()
+        self.fc: nn.Module = nn.Linear(conv.out.channels, num_classes, **dd) if num_classes else nn.Identity()
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Replace the classifier and, if named, the pooling."""
@@ -157,13 +158,13 @@ class Head(nn.Module):
             self.global_pool = SelectAdaptivePool2d(pool_type=pool_type)
             self.flatten = nn.Flatten(1) if pool_type else nn.Identity()
         like = self.conv.weight
-        dd = {"device": like.device, "dtype": like.dtype}
+        dd: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         self.fc = nn.Linear(self.conv.out_channels, num_classes, **dd) if num_classes else nn.Identity()
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Classify features of shape (N, C, H, W)."""
         x = self.drop(self.flatten(self.act(self.conv(self.global_pool(x)))))
-        return x if pre_logits else self.fc(x)  # type: ignore[no-any-return]
+        return x if pre_logits else self.fc(x)
 
 
 class MobileNetV3(StudentNet):
@@ -201,9 +202,7 @@ class DynMobileNetV3(Supernet, MobileNetV3):
 
 MOBILENETV3 = MobileNetV3Family(
     student="proard_mobilenetv3",
-    space=SearchSpace(
-        depths=(2, 3, 4), base_depths=(0, 0, 0, 0, 0), expand_ratios=(3, 4, 6), kernel_sizes=(3, 5, 7)
-    ),
+    space=SearchSpace(depths=(2, 3, 4), base_depths=(0, 0, 0, 0, 0), expand_ratios=(3, 4, 6), kernel_sizes=(3, 5, 7)),
     widths=(24, 40, 80, 112, 160),
     strides=(1, 2, 2, 1, 2),
     hard_swish=(False, False, True, True, True),
@@ -234,8 +233,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create(cls: type[MobileNetV3], variant: str, pretrained: bool, **kwargs: Any) -> MobileNetV3:
     feature_cfg = {"feature_cls": "getter", "out_indices": tuple(range(1 + len(MOBILENETV3.widths)))}
-    model = build_model_with_cfg(cls, variant, pretrained, model_cfg=MOBILENETV3, feature_cfg=feature_cfg, **kwargs)
-    return model  # type: ignore[no-any-return]
+    return build_model_with_cfg(cls, variant, pretrained, model_cfg=MOBILENETV3, feature_cfg=feature_cfg, **kwargs)
 
 
 @register_model

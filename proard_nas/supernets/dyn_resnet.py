@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from timm.layers import ConvNormAct
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -110,6 +111,8 @@ def _basic(name: str, inp: Axis, out: Axis, ratio: float, stride: int, size: Siz
 class Stem(nn.Module):
     """The first convolutions, with an optional residual one between them."""
 
+    residual: nn.Module | None
+
     def __init__(self, plan: Plan, **dd: Any) -> None:
         super().__init__()
         self.conv0 = build_conv_norm(plan.part("conv0"), **dd)
@@ -128,24 +131,30 @@ class Stem(nn.Module):
 class ResidualBlock(nn.Module):
     """Two or three convolutions beside a shortcut, added and rectified."""
 
+    conv1: ConvNormAct
+    conv2: ConvNormAct
+    conv3: ConvNormAct | None
+
     def __init__(self, plan: Plan, **dd: Any) -> None:
         super().__init__()
         names = [name for name in plan if name != "shortcut"]
         self.shortcut = build_conv_norm(plan.part("shortcut"), act=None, **dd) if "shortcut" in plan else nn.Identity()
         for name in names:
             self.add_module(name, build_conv_norm(plan.part(name), act=nn.ReLU if name != names[-1] else None, **dd))
+        if "conv3" not in plan:
+            self.register_module("conv3", None)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features to features, halving the resolution where the stride is 2."""
         y = self.conv2(self.conv1(x))
-        if hasattr(self, "conv3"):
+        if self.conv3 is not None:
             y = self.conv3(y)
         return self.act(y + self.shortcut(x))  # type: ignore[no-any-return]
 
     def zero_init_last(self) -> None:
         """Start the residual branch at zero, so that the block begins as its shortcut."""
-        last = self.conv3 if hasattr(self, "conv3") else self.conv2
+        last = self.conv2 if self.conv3 is None else self.conv3
         nn.init.zeros_(last.bn.weight)
 
 
@@ -258,8 +267,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create(cls: type[ResNet], variant: str, cfg: ResNetFamily, pretrained: bool, **kwargs: Any) -> ResNet:
     feature_cfg = {"feature_cls": "getter", "out_indices": tuple(range(1 + len(cfg.widths)))}
-    model = build_model_with_cfg(cls, variant, pretrained, model_cfg=cfg, feature_cfg=feature_cfg, **kwargs)
-    return model  # type: ignore[no-any-return]
+    return build_model_with_cfg(cls, variant, pretrained, model_cfg=cfg, feature_cfg=feature_cfg, **kwargs)
 
 
 @register_model

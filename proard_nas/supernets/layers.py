@@ -244,9 +244,7 @@ class Plan(Mapping[str, "Plan | Layer"]):
                 yield f"{prefix}{name}", part
 
 
-def conv_norm(
-    inp: Axis, out: Axis, size: Size, kernel_size: int = 1, stride: int = 1, depthwise: bool = False
-) -> Plan:
+def conv_norm(inp: Axis, out: Axis, size: Size, kernel_size: int = 1, stride: int = 1, depthwise: bool = False) -> Plan:
     """Plan a convolution followed by batch norm, under timm's names ``conv`` and ``bn``."""
     conv = Conv(inp, out, size, kernel_size, stride, depthwise)
     return Plan({"conv": conv, "bn": Norm(out)})

@@ -113,6 +113,13 @@ class StudentNet(nn.Module):
         timm's description of the intermediate features: after the stem and after each stage.
     """
 
+    arch: Architecture
+    head: Any
+    norm: Normalize
+    feature_info: list[dict[str, Any]]
+    pretrained_cfg: dict[str, Any]
+    default_cfg: dict[str, Any]
+
     def __init__(
         self,
         cfg: Family,
@@ -218,7 +225,7 @@ class StudentNet(nn.Module):
         lists = {"depths": arch.depth, "width_mults": arch.width_mult, "stem_residuals": (arch.stem_residual,)}
         for name in ("expand_ratio", "kernel_size"):
             lists[f"{name}s"] = tuple(v for row in getattr(arch, name) for v in row)
-        own = {k: tuple(dict.fromkeys(v)) for k, v in lists.items() if v and getattr(space, k)}
+        own: dict[str, Any] = {k: tuple(dict.fromkeys(v)) for k, v in lists.items() if v and getattr(space, k)}
         dataclasses.replace(space, **own).validate(arch)
         return arch
 
@@ -336,10 +343,10 @@ class StudentNet(nn.Module):
         self.neck = nn.Identity()
         if prune_head or last < len(self.feature_info) - 1:
             self.reset_classifier(0, "")
-        return take  # type: ignore[no-any-return]
+        return take
 
     def _forward_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting() and len(stage):  # type: ignore[arg-type]
+        if self.grad_checkpointing and not torch.jit.is_scripting() and len(list(stage.children())):
             return checkpoint_seq(stage, x)  # type: ignore[no-any-return]
         return stage(x)  # type: ignore[no-any-return]
 

@@ -29,6 +29,7 @@ class KernelConv2d(nn.Conv2d):
     """
 
     student_type = nn.Conv2d
+    kernel_sizes: list[int]
 
     @classmethod
     def wrap(cls, conv: nn.Conv2d, kernel_sizes: Sequence[int]) -> KernelConv2d:
@@ -46,7 +47,7 @@ class KernelConv2d(nn.Conv2d):
 
     def chain(self, size: int) -> list[nn.Parameter]:
         """Return the matrices that lead from the largest kernel to the given size, in order."""
-        return [getattr(self, f"transform_{k}") for k in self.kernel_sizes[1:] if k >= size]
+        return [self.get_parameter(f"transform_{k}") for k in self.kernel_sizes[1:] if k >= size]
 
 
 def shrink_kernel(channels: int, weight: Tensor, *matrices: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class _Recomputed(torch.autograd.Function):
         leaves = [t.detach().requires_grad_() for t in ctx.tensors]
         with torch.enable_grad():
             result = ctx.fn(*leaves)
-        return None, *torch.autograd.grad(result, leaves, *grads)
+        return None, *torch.autograd.grad(result, leaves, grads)
 
 
 def leading(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -170,7 +171,7 @@ class LiveStudent:
     def _fill_statistics(self) -> None:
         """Give each batch norm its own statistics, all of them parts of two tensors: cheap to make."""
         views = [view for *_, view in self._statistics]
-        parts = torch.cat(views).split([len(view) for view in views])
+        parts = torch.split(torch.cat(views), [len(view) for view in views])
         for (buffers, name, _), value in zip(self._statistics, parts, strict=True):
             buffers[name] = value
         zeros = torch.zeros(len(self._counters), dtype=torch.long, device=views[0].device)

@@ -190,7 +190,7 @@ class SearchSpace:
     def size(self) -> int:
         """The exact number of architectures."""
         per_block = math.prod(len(self._block_choices(name)) for name in self._block_dimensions)
-        size = max(1, len(self.stem_residuals)) * len(self.width_mults or (1,)) ** self.n_widths
+        size: int = max(1, len(self.stem_residuals)) * len(self.width_mults or (1,)) ** self.n_widths
         for base in self.base_depths:
             size *= sum(per_block ** (base + d) for d in self.depths)
         return size
@@ -302,7 +302,8 @@ class SearchSpace:
             extra = [v for v in values if v not in getattr(self, name)]
             if extra or not values:
                 raise ValueError(f"{name}={list(values)} must be a non-empty part of {list(getattr(self, name))}")
-        return dataclasses.replace(self, **{name: tuple(v) for name, v in choices.items()})
+        lists: dict[str, Any] = {name: tuple(values) for name, values in choices.items()}
+        return dataclasses.replace(self, **lists)
 
     def with_elastic(self, dimensions: Sequence[str]) -> SearchSpace:
         """Return the sub-space in which only the named dimensions vary, the others at their largest.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from timm.models import create_model
@@ -144,7 +144,7 @@ class Supernet(_Base):
         with torch.no_grad():
             tensors = {k: v.detach().clone() for k, v in self.student(arch, statistics).state_dict().items()}
         with torch.device("meta"):
-            student: StudentNet = create_model(self.cfg.student, arch=arch.to_dict(), **self._network_args())
+            student = cast(StudentNet, create_model(self.cfg.student, arch=arch.to_dict(), **self._network_args()))
         student.load_state_dict(tensors, strict=True, assign=True)
         for parameter in student.parameters():
             parameter.requires_grad_(True)
@@ -160,7 +160,8 @@ class Supernet(_Base):
         return {**choices, **self._network_args()}
 
     def _data_config(self) -> dict[str, Any]:
-        return {k: self.pretrained_cfg[k] for k in ("input_size", "pool_size") if k in self.pretrained_cfg}
+        own = getattr(self, "pretrained_cfg", {})
+        return {k: own[k] for k in ("input_size", "pool_size") if k in own}
 
     def sort_channels(self, dimensions: Sequence[str] = ("expand_ratio",)) -> dict[str, list[tuple[int, Tensor]]]:
         """Reorder channels by importance so that every leading slice holds the most important ones.
@@ -214,8 +215,8 @@ class Supernet(_Base):
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the active student's intermediate features; see `StudentNet.forward_intermediates`."""
         live = self._net()
-        net = super() if live is None else live
-        return net.forward_intermediates(x, *args, **kwargs)
+        forward = super().forward_intermediates if live is None else live.forward_intermediates
+        return forward(x, *args, **kwargs)
 
 
 def statistics_of(network: nn.Module) -> dict[str, Tensor]:
@@ -258,7 +259,7 @@ def is_calibrated(network: nn.Module) -> bool:
     return all(m.num_batches_tracked is None or int(m.num_batches_tracked) > 0 for m in norms)
 
 
-def _with_choices(space: SearchSpace, lists: Mapping[str, tuple[Any, ...]]) -> SearchSpace:
+def _with_choices(space: SearchSpace, lists: dict[str, Any]) -> SearchSpace:
     for name, values in lists.items():
         if not getattr(space, name):
             own = [n for n in ("depths", "width_mults", "expand_ratios", "kernel_sizes") if getattr(space, n)]

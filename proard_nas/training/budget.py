@@ -61,9 +61,7 @@ def training_cost(
     img_size : (int, int)
     """
     return TrainingCost(
-        tuple(
-            (stage.name, stage.epochs * n_images * stage_macs(supernet, stage, budget, img_size)) for stage in stages
-        )
+        tuple((stage.name, stage.epochs * n_images * stage_macs(supernet, stage, budget, img_size)) for stage in stages)
     )
 
 

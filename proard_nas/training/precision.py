@@ -49,7 +49,7 @@ class Precision:
 
     def prepare(self, network: nn.Module) -> None:
         """Put a network's weights in the memory layout, in place."""
-        network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        network.to(memory_format=self.memory_format)
 
     def images(self, x: Tensor) -> Tensor:
         """Return images in the memory layout."""

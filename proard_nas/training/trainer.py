@@ -51,8 +51,8 @@ class TrainSettings:
     batch_size: int = 128
     momentum: float = 0.9
     weight_decay: float = 2e-4
-    budget: AttackBudget = AttackBudget()
-    precision: Precision = Precision()
+    budget: AttackBudget = dataclasses.field(default_factory=AttackBudget)
+    precision: Precision = dataclasses.field(default_factory=Precision)
     seed: int = 0
     progress: bool = True
 

@@ -113,9 +113,7 @@ def test_a_killed_labelling_goes_on_where_it_stopped(net, source, calibration, t
     with record.open("a") as file:
         file.write('{"architecture": {"dep')  # torn by the kill
     resumed: list = []
-    monkeypatch.setattr(
-        population_module, "label_student", lambda s, a, *r: (resumed.append(a), original(s, a, *r))[1]
-    )
+    monkeypatch.setattr(population_module, "label_student", lambda s, a, *r: (resumed.append(a), original(s, a, *r))[1])
     labels = label_students(net, archs, source, calibration, attack=ATTACK, record=record)
     assert resumed == archs[3:]
     assert labels.accuracies.tolist() == whole.accuracies.tolist()

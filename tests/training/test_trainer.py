@@ -51,7 +51,9 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_global_generator(source)
     torch.manual_seed(99)
     torch.rand(7)
     second, _ = train(source)
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def test_another_seed_gives_other_weights(source):

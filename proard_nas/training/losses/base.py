@@ -46,9 +46,7 @@ class Objective(Protocol):
     ) -> Tensor | None:
         """Return adversarial images for the batch, or None where the loss uses none."""
 
-    def loss(
-        self, net: nn.Module, x: Tensor, x_adv: Tensor | None, y: Tensor, teacher_logits: Tensor | None
-    ) -> Tensor:
+    def loss(self, net: nn.Module, x: Tensor, x_adv: Tensor | None, y: Tensor, teacher_logits: Tensor | None) -> Tensor:
         """Return the batch's mean loss; gradients flow into the network only."""
 
 

@@ -43,6 +43,7 @@ class RSLAD:
 
     def loss(self, net: nn.Module, x: Tensor, x_adv: Tensor | None, y: Tensor, teacher_logits: Tensor | None) -> Tensor:
         """Return the batch's mean loss."""
-        assert x_adv is not None and teacher_logits is not None
+        assert x_adv is not None
+        assert teacher_logits is not None
         adversarial = kl_divergence(teacher_logits, net(x_adv))
         return self.alpha * adversarial + (1 - self.alpha) * kl_divergence(teacher_logits, net(x))

@@ -1,0 +1,32 @@
+"""Scikit-learn's own suite for estimators, run on ours with a tiny network on 2-D arrays."""
+
+from __future__ import annotations
+
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from proard_nas import ProARDEstimator
+from proard_nas.training import Stage
+
+EXPECTED_FAILURES: dict[str, str] = {}
+
+ESTIMATOR = ProARDEstimator(
+    "proard_dyn_resnet_tiny",
+    model_args={"width_mults": (0.25, 0.5), "depths": (0,), "expand_ratios": (0.25, 0.5)},
+    schedule=[
+        Stage("teacher", 12, "trades", lr=0.1),
+        Stage("all", 1, "rslad", ("width_mult", "expand_ratio"), lr=0.02),
+    ],
+    batch_size=32,
+    attack_steps=1,
+    eval_steps=1,
+    n_labels=8,
+    n_calibration=256,
+    precision="float32",
+    random_state=0,
+    progress=False,
+)
+
+
+@parametrize_with_checks([ESTIMATOR], expected_failed_checks=lambda _: EXPECTED_FAILURES)
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)

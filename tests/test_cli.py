@@ -1,0 +1,84 @@
+"""The command line: help, exit codes, and the quick start at a small size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+from proard_nas.cli import main
+from proard_nas.quickstart import QuickstartSettings, run
+
+
+def test_help_names_the_commands_and_examples(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "quickstart" in text and "models" in text and "examples:" in text
+
+
+def test_no_command_prints_help_and_fails(capsys):
+    assert main([]) == 2
+    assert "quickstart" in capsys.readouterr().out
+
+
+def test_a_wrong_command_fails_with_2(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["quikstart"])
+    assert end.value.code == 2
+
+
+def test_models_lists_every_supernet_with_its_published_size(capsys):
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    assert "proard_dyn_mobilenetv3" in text and "2.18e+19" in text and "46,077,482" in text
+
+
+def test_a_wrong_value_is_one_line_and_exit_code_1(capsys, tmp_path):
+    assert main(["quickstart", "--epochs", "1", "--folder", str(tmp_path / "out")]) == 1
+    assert "epochs=1 is less than one for each of the 4 stages" in capsys.readouterr().err
+
+
+def test_python_m_is_the_same_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "proard_nas", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith("proard-nas ")
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    settings = QuickstartSettings(epochs=4, n_labels=16, natural_epochs=1, budgets=(0.5, 1.5), progress=False)
+    return folder, run(folder, settings)
+
+
+def test_the_quick_start_prints_a_table_with_units_and_the_same_in_python(quickstart):
+    _, text = quickstart
+    assert "MMACs" in text and "PGD-20 %" in text and "RMSE" in text and "Kendall's tau" in text
+    assert "est.search(max_flops=0.5).extract()" in text
+    assert text.count("ProARD ") >= 2 and text.count("natural ") >= 2
+
+
+def test_the_quick_start_leaves_students_picture_and_results(quickstart):
+    folder, _ = quickstart
+    record = json.loads((folder / "results.json").read_text())
+    assert [row["training"] for row in record["rows"]] == ["ProARD", "ProARD", "natural", "natural"]
+    for row in record["rows"][:2]:
+        assert row["macs"] <= row["budget_mmacs"] * 1e6
+        student = timm.create_model(f"local-dir:{folder}/student_{row['budget_mmacs']}_mmacs", pretrained=True).eval()
+        assert sum(p.numel() for p in student.parameters()) == row["params"]
+        assert torch.isfinite(student(torch.rand(1, 1, 8, 8))).all()
+    assert (folder / "front.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_five_lines_of_the_quick_start_are_valid_python(quickstart):
+    _, text = quickstart
+    lines = text.split("The same in Python:\n\n")[1]
+    compile(lines, "quickstart", "exec")
+    assert len(lines.splitlines()) == 5

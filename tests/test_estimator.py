@@ -1,0 +1,388 @@
+"""The whole path through the public face: fit, search, extract, predict, save, load, and wrong input."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from proard_nas import ProARDEstimator
+from proard_nas.deploy import save_student
+from proard_nas.supernets import is_calibrated
+from proard_nas.training import Stage
+
+SMALL = {
+    "model": "proard_dyn_resnet_tiny",
+    "epochs": 8,
+    "lr": 0.1,
+    "batch_size": 64,
+    "eps": 0.1,
+    "step_size": 0.05,
+    "attack_steps": 2,
+    "eval_steps": 3,
+    "n_labels": 24,
+    "n_calibration": 256,
+    "precision": "float32",
+    "random_state": 0,
+    "progress": False,
+}
+SEARCH = {"population_size": 20, "n_generations": 5}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x, y = load_digits(return_X_y=True)
+    images = (x / 16).astype("float32").reshape(-1, 1, 8, 8)
+    return train_test_split(images, y, test_size=0.3, stratify=y, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    x_train, _, y_train, _ = digits
+    return ProARDEstimator(**SMALL).fit(x_train, y_train)
+
+
+def bits(estimator):
+    return [tensor.clone() for tensor in estimator.supernet_.state_dict().values()]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# -- the path ---------------------------------------------------------------------------------
+
+
+def test_the_three_lines_work_as_written(digits):
+    x_train, _, y_train, _ = digits
+    loader = DataLoader(TensorDataset(torch.from_numpy(x_train), torch.from_numpy(y_train)), 64, shuffle=True)
+    est = ProARDEstimator(**SMALL).fit(loader)
+    student = est.search(max_flops=2000, **SEARCH).extract()
+    assert isinstance(student, torch.nn.Module) and not student.training
+    assert student(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert timm.create_model("proard_dyn_resnet50") is not None
+
+
+def test_a_found_student_fits_the_budget_and_is_a_calibrated_plain_timm_model(fitted):
+    result = fitted.search(max_flops=0.6, **SEARCH)
+    student = result.extract()
+    assert result.best.macs <= 0.6e6
+    assert student.cost(img_size=8).macs == result.best.macs
+    assert is_calibrated(student)
+    assert student.pretrained_cfg["architecture"] == "proard_resnet_tiny"
+    assert student.pretrained_cfg["input_size"] == (1, 8, 8)
+    assert not hasattr(student, "space")
+
+
+def test_students_are_robust_and_accurate_on_the_test_split(fitted, digits):
+    _, x_test, _, y_test = digits
+    student = fitted.search(**SEARCH).extract()
+    natural = fitted.evaluate(x_test, y_test, student=student, attack="natural").accuracy
+    robust = fitted.evaluate(x_test, y_test, student=student, attack="pgd").accuracy
+    assert natural > 0.8
+    assert 0.3 < robust < natural
+
+
+def test_extracting_does_not_change_the_supernet(fitted):
+    before = bits(fitted)
+    first, second = fitted.search(max_flops=1, **SEARCH).extract(), fitted.extract()
+    assert same(before, bits(fitted))
+    first.head.fc.weight.data.zero_()
+    second.head.fc.weight.data.zero_()
+    assert same(before, bits(fitted))
+
+
+def test_prediction_is_the_largest_students_and_consistent(fitted, digits):
+    _, x_test, _, y_test = digits
+    probabilities = fitted.predict_proba(x_test)
+    with torch.no_grad():
+        logits = fitted.extract()(torch.from_numpy(x_test))
+    np.testing.assert_allclose(probabilities, logits.softmax(1).numpy(), atol=1e-4)
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+    predicted = fitted.predict(x_test)
+    assert np.array_equal(predicted, fitted.classes_[probabilities.argmax(1)])
+    assert fitted.score(x_test, y_test) == accuracy_score(y_test, predicted)
+    loader = DataLoader(TensorDataset(torch.from_numpy(x_test), torch.from_numpy(y_test)), 50)
+    assert fitted.score(loader) == pytest.approx(fitted.score(x_test, y_test))
+    assert fitted.robust_score(loader) <= fitted.robust_score(x_test, y_test, eps=0.01) <= fitted.score(loader)
+    assert np.array_equal(fitted.predict(loader), predicted)
+
+
+def test_verified_candidates_carry_measured_figures(fitted):
+    result = fitted.search(verify=2, **SEARCH)
+    verified = [candidate for candidate in result.front if candidate.is_verified]
+    assert len(verified) == min(2, len(result.front))
+    assert result.best in verified
+    label = fitted.measure(result.best.architecture)
+    assert result.best.measured["robust_accuracy"] == label.robust_accuracy
+
+
+def test_what_fit_finds_out_and_keeps(fitted, digits):
+    assert fitted.classes_.tolist() == list(range(10))
+    assert (fitted.in_chans_, fitted.image_size_, fitted.n_features_in_) == (1, (8, 8), 64)
+    assert fitted.n_train_ + fitted.n_val_ == len(digits[0])
+    assert len(fitted.labels_) == 24
+    assert len(fitted.history_) == 8
+    assert fitted.cost_.macs > 0 and fitted.cost_.seconds > 0
+    for output in ("natural_accuracy", "robust_accuracy"):
+        assert np.isfinite(fitted.predictor_score_[output]["rmse"])
+        assert "kendall_tau" in fitted.predictor_score_[output]
+
+
+def test_the_same_random_state_gives_the_same_bits_and_the_same_front(fitted, digits):
+    x_train, _, y_train, _ = digits
+    again = clone(fitted).fit(x_train, y_train)
+    assert same(bits(fitted), bits(again))
+    assert fitted.labels_.accuracies.tolist() == again.labels_.accuracies.tolist()
+    first, second = fitted.search(**SEARCH), again.search(**SEARCH)
+    assert [c.architecture for c in first.front] == [c.architecture for c in second.front]
+
+
+def test_datasets_and_labels_of_any_type_are_taken(digits):
+    x_train, x_test, y_train, y_test = digits
+    names = np.array([f"digit {i}" for i in range(10)])
+    settings = {**SMALL, "schedule": [Stage("teacher", 2, "trades", lr=0.1)], "epochs": None, "n_labels": 8}
+    est = ProARDEstimator(**settings).fit(x_train, names[y_train])
+    assert est.classes_.tolist() == sorted(names)
+    assert set(est.predict(x_test)) <= set(names)
+    assert est.extract().pretrained_cfg["label_names"] == sorted(names)
+    dataset = TensorDataset(torch.from_numpy(x_train), torch.from_numpy(y_train))
+    assert ProARDEstimator(**settings).fit(dataset).score(x_test, y_test) > 0.1
+
+
+class Stream(IterableDataset):
+    def __init__(self, x, y):
+        self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
+
+    def __iter__(self):
+        yield from zip(self.x, self.y, strict=True)
+
+
+def test_data_that_cannot_be_split_trains_with_a_val_loader(digits):
+    x_train, x_test, y_train, y_test = digits
+    settings = {**SMALL, "schedule": [Stage("teacher", 1, "trades")], "epochs": None, "n_labels": 8}
+    loader = DataLoader(Stream(x_train, y_train), 64)
+    with pytest.raises(ValueError, match="val_loader"):
+        ProARDEstimator(**settings).fit(loader)
+    est = ProARDEstimator(**settings).fit(loader, val_loader=DataLoader(Stream(x_test[:90], y_test[:90]), 30))
+    assert est.n_val_ == 90
+
+
+def test_callbacks_see_every_epoch_and_can_end_training(digits):
+    x_train, _, y_train, _ = digits
+
+    class Watch:
+        def __init__(self):
+            self.epochs = []
+
+        def setup(self, estimator, context):
+            pass
+
+        def teardown(self, estimator, context):
+            pass
+
+        def on_fit_task_begin(self, estimator, context):
+            pass
+
+        def on_fit_task_end(self, estimator, context, *, metadata=None):
+            if metadata:
+                self.epochs.append(metadata["epoch"])
+            return len(self.epochs) == 2
+
+    watch = Watch()
+    settings = {**SMALL, "schedule": [Stage("teacher", 5, "trades")], "epochs": None, "n_labels": 8}
+    est = ProARDEstimator(**settings).set_callbacks(watch).fit(x_train, y_train)
+    assert watch.epochs == [0, 1]
+    assert len(est.history_) == 2
+
+
+# -- saving -----------------------------------------------------------------------------------
+
+
+def test_a_loaded_estimator_predicts_searches_and_extracts_the_same(fitted, digits, tmp_path):
+    fitted.save(tmp_path / "est")
+    loaded = ProARDEstimator.load(tmp_path / "est")
+    assert same(bits(fitted), bits(loaded))
+    assert np.array_equal(fitted.predict(digits[1]), loaded.predict(digits[1]))
+    first, second = fitted.search(max_flops=1, **SEARCH), loaded.search(max_flops=1, **SEARCH)
+    assert [c.architecture for c in first.front] == [c.architecture for c in second.front]
+    assert same(first.extract().state_dict().values(), second.extract().state_dict().values())
+    assert loaded.get_params() == fitted.get_params()
+    with pytest.raises(RuntimeError, match="no validation data"):
+        loaded.search(verify=1, **SEARCH)
+
+
+def test_a_saved_student_is_rebuilt_by_timm_alone_with_the_same_bits(fitted, tmp_path):
+    student = fitted.search(max_flops=1, **SEARCH).extract()
+    save_student(student, tmp_path / "student", {"note": 1})
+    again = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval()
+    assert same(student.state_dict().values(), again.state_dict().values())
+    x = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(student(x), again(x))
+    assert {path.suffix for path in (tmp_path / "student").iterdir()} == {".json", ".safetensors"}
+
+
+def test_saving_refuses_a_folder_that_holds_something_else_and_leaves_no_trace(fitted, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        fitted.save(tmp_path / "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    fitted.save(tmp_path / "est")
+    fitted.save(tmp_path / "est")  # replacing a saved estimator is fine
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["est", "mine"]
+
+
+def test_loading_a_folder_that_is_not_ours_names_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"not a saved estimator: it has no estimator\.json"):
+        ProARDEstimator.load(tmp_path)
+
+
+# -- wrong input ------------------------------------------------------------------------------
+
+
+def no_training(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("training started")
+
+    monkeypatch.setattr("proard_nas.training.trainer.Trainer.run", refuse)
+
+
+X, Y = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32), np.arange(40) % 4
+
+
+def with_value(value):
+    x = X.copy()
+    x[3, 0, 2, 2] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (with_value(1.5), Y, r"\[0, 1\]"),
+        (with_value(-0.1), Y, r"\[0, 1\]"),
+        (with_value(np.nan), Y, "NaN"),
+        (with_value(np.inf), Y, "inf"),
+        ((X * 255).astype(np.uint8), Y, "uint8"),
+        (X, Y[:-1], "inconsistent numbers of samples"),
+        (X, None, "y"),
+        (X, np.zeros(40), "class"),
+        (X.transpose(0, 2, 3, 1), Y, "channels"),
+        ([], None, "empty"),
+        ([(torch.from_numpy(X),)], None, "label"),
+        (DataLoader(torch.from_numpy(X), 8), None, "label"),
+        (DataLoader(TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), 8), Y, "y was given together"),
+    ],
+)
+def test_wrong_data_is_refused_before_training(monkeypatch, x, y, message):
+    no_training(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        ProARDEstimator(**SMALL).fit(x, y)
+
+
+def test_a_batch_shape_that_changes_is_refused(monkeypatch):
+    no_training(monkeypatch)
+    batches = [(torch.rand(4, 1, 8, 8), torch.arange(4)), (torch.rand(4, 1, 9, 9), torch.arange(4))]
+    with pytest.raises(ValueError, match="9, 9"):
+        ProARDEstimator(**SMALL).fit(batches, val_loader=batches[:1])
+
+
+def test_labels_out_of_range_are_refused(monkeypatch):
+    no_training(monkeypatch)
+    dataset = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    with pytest.raises(ValueError, match="num_classes"):
+        ProARDEstimator(**SMALL, num_classes=3).fit(dataset)
+    dataset = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y) - 1)
+    with pytest.raises(ValueError, match="-1"):
+        ProARDEstimator(**SMALL).fit(dataset)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"eps": 0}, r"eps must be in \(0, 1\].*got 0"),
+        ({"eps": -0.1}, "got -0.1"),
+        ({"step_size": 0}, "step_size must be positive"),
+        ({"attack_steps": 0}, "positive integer, got 0"),
+        ({"model": "proard_dyn_resnet_tny"}, "Did you mean 'proard_dyn_resnet_tiny'"),
+        ({"loss": "rsladd"}, "unknown loss 'rsladd'.*Did you mean 'rslad'"),
+        ({"teacher_loss": "trade"}, "Did you mean 'trades'"),
+        ({"schedule": "papr"}, "unknown schedule 'papr'.*Did you mean 'paper'"),
+        ({"precision": "float16"}, "unknown precision 'float16'"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"epochs": 2}, "epochs=2 is less than one for each of the 4 stages"),
+        ({"batch_size": 1}, "batch_size must be at least 2"),
+        ({"n_labels": 0}, "n_labels must be an integer of at least"),
+        ({"val_fraction": 1.5}, "val_fraction"),
+        ({"model_args": {"depths": ()}}, "depths must list at least one choice"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_training(monkeypatch, parameters, message):
+    no_training(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        ProARDEstimator(**{**SMALL, **parameters}).fit(X, Y)
+
+
+def test_a_misspelt_model_argument_is_a_type_error(monkeypatch):
+    no_training(monkeypatch)
+    with pytest.raises(TypeError, match="depth_choices"):
+        ProARDEstimator(**SMALL, model_args={"depth_choices": (0, 1)}).fit(X, Y)
+
+
+def test_an_impossible_constraint_names_the_smallest_cost(fitted):
+    smallest = fitted.supernet_.cost(fitted.supernet_.space.smallest, 8).mmacs
+    with pytest.raises(ValueError, match=str(smallest)[:5]):
+        fitted.search(max_flops=0.0001)
+    assert fitted.search(max_flops=smallest, **SEARCH).best.macs == smallest * 1e6
+
+
+def test_wrong_search_arguments_are_refused(fitted):
+    with pytest.raises(TypeError, match="Did you mean 'max_params'"):
+        fitted.search(max_parms=3)
+    with pytest.raises(ValueError, match="max_flops"):
+        fitted.search(max_flops=-1)
+
+
+def test_wrong_evaluation_input_is_refused(fitted, digits):
+    _, x_test, _, y_test = digits
+    with pytest.raises(ValueError, match="unknown attack 'pdg'.*Did you mean 'pgd'"):
+        fitted.robust_score(x_test, y_test, attack="pdg")
+    with pytest.raises(ValueError, match=r"\(1, 9, 9\)|9"):
+        fitted.predict(np.zeros((2, 1, 9, 9), dtype=np.float32))
+    with pytest.raises(ValueError, match="without labels"):
+        fitted.robust_score(x_test)
+
+
+def test_an_unfitted_estimator_says_so():
+    est = ProARDEstimator()
+    for call in (est.search, est.extract, lambda: est.predict(X), lambda: est.score(X, Y), lambda: est.save("x")):
+        with pytest.raises(NotFittedError):
+            call()
+
+
+def test_parameters_are_stored_as_given_and_a_copy_is_equal():
+    parameters = {**SMALL, "model_args": {"depths": (0, 1)}}
+    est = ProARDEstimator(**parameters)
+    assert {k: v for k, v in est.get_params().items() if k in parameters} == parameters
+    assert clone(est).get_params() == est.get_params() == copy.deepcopy(est).get_params()
+
+
+def test_defaults_are_the_papers():
+    defaults = ProARDEstimator().get_params()
+    assert defaults["model"] == "proard_dyn_resnet50"
+    assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (0.01, 0.9, 2e-4)
+    assert (defaults["batch_size"], defaults["attack_steps"], defaults["eval_steps"]) == (128, 10, 20)
+    assert (defaults["eps"], defaults["step_size"]) == (8 / 255, 2 / 255)
+    assert defaults["n_labels"] == 2000
