@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
+LEAST_LABELS = 12  # ten to fit the predictor and two to judge it
 
 
 class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -82,7 +83,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     eval_steps : int, default=20
         Of PGD in labels and in `robust_score`.
     n_labels : int, default=2000
-        Students measured for the predictor.
+        Students measured for the predictor, at least 12.
     n_calibration : int, default=4000
         Training images for batch norm statistics.
     num_classes : int, default=None
@@ -236,7 +237,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         TrainSettings(self.batch_size, self.momentum, self.weight_decay)
         make_loss(self.loss)
         make_loss(self.teacher_loss)
-        for name, lowest in (("n_labels", 4), ("n_calibration", 1)):
+        for name, lowest in (("n_labels", LEAST_LABELS), ("n_calibration", 1)):
             if not isinstance(getattr(self, name), (int, np.integer)) or getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be an integer of at least {lowest}, got {getattr(self, name)!r}")
         self._stages(self._make_model())

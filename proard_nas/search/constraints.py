@@ -50,7 +50,9 @@ class Constraints:
             checked = positive_number(name, limit, _UNITS[name]) if name in _UNITS else fraction(name, limit)
             object.__setattr__(self, name, checked)
         if self.min_flops is not None and self.max_flops is not None and self.min_flops > self.max_flops:
-            raise ValueError(f"min_flops={self.min_flops:.15g} is above max_flops={self.max_flops:.15g} (both in MMACs)")
+            raise ValueError(
+                f"min_flops={self.min_flops:.15g} is above max_flops={self.max_flops:.15g} (both in MMACs)"
+            )
 
     def to_dict(self) -> dict[str, float]:
         """Return the limits that are set."""

@@ -12,7 +12,7 @@ from proard_nas.supernets.space import Architecture
 
 from .candidate import ACCURACIES, Candidate
 from .ledger import Ledger
-from .sampler import Genes, GenerationSampler, Individual, first_generation
+from .sampler import GenerationSampler, Genes, Individual, first_generation
 from .studies import Settings, new_trial, stored_generations
 
 logger = logging.getLogger(__name__)
@@ -81,10 +81,10 @@ class Evolution:
     def _evaluate(self, genes: Sequence[Genes]) -> list[Individual]:
         architectures = [self.settings.space.decode(values) for values in genes]
         candidates = self.ledger.evaluate(architectures)
-        population = []
+        population: list[Individual] = []
         for values, candidate in zip(genes, candidates, strict=True):
-            trial = new_trial(self.settings, self._distributions, values, candidate, self.generation)
-            trial.number = self._next_number + len(population)
+            number = self._next_number + len(population)
+            trial = new_trial(self.settings, {**self._distributions}, values, candidate, self.generation, number)
             population.append(Individual(trial, candidate))
         self._next_number += len(population)
         return population

@@ -76,7 +76,7 @@ def check_predictions(given: object, n: int) -> NDArray[np.float64]:
         if wrong.any():
             first = int(wrong.argmax())
             raise ValueError(
-                f"predict must return accuracies in [0, 1], got {name}={values[first, column]} for architecture {first} "
-                f"of {n} ({int(wrong.sum())} such values)"
+                f"predict must return accuracies in [0, 1], got {name}={values[first, column]} for architecture "
+                f"{first} of {n} ({int(wrong.sum())} such values)"
             )
     return values

@@ -49,7 +49,7 @@ def search(
     warm_start: Sequence[Architecture] = (),
     progress: bool = True,
 ) -> SearchResult:
-    """Search a space for the students that no other student beats (section 4.3 of the paper).
+    """Search a space for the students that no other student beats (section 4.5 of the paper).
 
     The result's front is the non-dominated set of all distinct feasible students that were looked
     at, not only of the last generation. The first generation holds the smallest and the largest
@@ -128,7 +128,9 @@ def search(
         max_flops, min_flops, max_params, max_latency_ms, min_natural_accuracy, min_robust_accuracy
     )
     if max_latency_ms is not None and latency is None:
-        raise ValueError("max_latency_ms needs latency=, a function that takes an architecture and returns milliseconds")
+        raise ValueError(
+            "max_latency_ms needs latency=, a function that takes an architecture and returns milliseconds"
+        )
     constraints.check_reachable(cost(space.smallest), cost(space.largest))
     settings = Settings(
         space,
@@ -171,9 +173,9 @@ def _result(evolution: Evolution, seed: int) -> SearchResult:
         GenerationRecord.of(evolution.generation, last),
     )
     return SearchResult(
-        front=tuple(front),
+        front=front,
         objectives=settings.objectives,
-        constraints=settings.constraints,
+        constraints=settings.constraints.to_dict(),
         seed=seed,
         n_evaluated=len(candidates),
         generations=records,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from proard_nas._errors import unknown_name
 
 from .candidate import Candidate
 
-DIRECTIONS = {
+DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "natural_accuracy": "maximize",
     "robust_accuracy": "maximize",
     "macs": "minimize",

@@ -110,5 +110,5 @@ def _graded(space: SearchSpace, rng: np.random.Generator) -> Architecture:
 
 
 def _draw(choices: Sequence[Any], rng: np.random.Generator) -> Choice:
-    choice: Choice = choices[rng.integers(len(choices))]
+    choice: Choice = choices[int(rng.integers(len(choices)))]
     return choice

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -119,21 +120,33 @@ def _check_settings(study: optuna.Study, settings: Settings) -> None:
 
 def new_trial(
     settings: Settings,
-    distributions: dict[str, CategoricalDistribution],
+    distributions: dict[str, BaseDistribution],
     genes: Sequence[Any],
     candidate: Candidate,
     generation: int,
+    number: int,
 ) -> FrozenTrial:
     """Return a finished trial: the genes, the objectives, one constraint for each limit, all figures."""
     figures = {k: v for k, v in vars(candidate).items() if k not in ("architecture", "measured") and v is not None}
-    return optuna.trial.create_trial(
-        params=dict(zip(distributions, genes, strict=True)),
-        distributions=dict(distributions),
+    now = datetime.datetime.now()  # without a zone, as Optuna's own
+    # Not `create_trial`: it compares every distribution with older forms, a quarter of a search's time.
+    trial = FrozenTrial(
+        number=number,
+        trial_id=-1,
+        state=TrialState.COMPLETE,
+        value=None,
         values=[objective_value(candidate, name) for name in settings.objectives],
-        constraints=settings.constraints.violations(candidate),
+        datetime_start=now,
+        datetime_complete=now,
+        params=dict(zip(distributions, genes, strict=True)),
+        distributions=distributions,
         user_attrs=figures,
         system_attrs={GENERATION_KEY: generation},
+        intermediate_values={},
     )
+    for name, violation in settings.constraints.violations(candidate).items():
+        trial.set_constraint(name, violation)
+    return trial
 
 
 def stored_generations(study: optuna.Study, settings: Settings) -> tuple[list[list[Individual]], int]:
@@ -146,7 +159,7 @@ def stored_generations(study: optuna.Study, settings: Settings) -> tuple[list[li
     groups: dict[int, list[Individual]] = {}
     for generation, member in _members(trials, settings):
         groups.setdefault(generation, []).append(member)
-    complete = []
+    complete: list[list[Individual]] = []
     while len(groups.get(len(complete), ())) >= settings.population_size:
         complete.append(groups[len(complete)][-settings.population_size :])
     return complete, len(trials)
