@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(message)s")
+    logging.getLogger("proard_nas.training.planning").setLevel(logging.INFO)  # the cost, before it is spent
     commands = {"quickstart": _quickstart, "models": _models}
     try:
         return commands[arguments.command](arguments)

@@ -24,11 +24,11 @@ from .training import Stage, Trainer, TrainSettings
 logger = logging.getLogger(__name__)
 
 FIVE_LINES = """\
-from proard_nas import ProARDEstimator
-est = ProARDEstimator({arguments})
-est.fit(images, labels)                              # arrays, a Dataset or a loader; images in [0, 1]
-student = est.search(max_flops={flops}).extract()         # a plain timm model
-print(est.evaluate(test_images, test_labels, student=student, attack="pgd").accuracy)"""
+from proard_nas import ProARDEstimator; from sklearn.datasets import load_digits
+x, y = load_digits(return_X_y=True); images = (x / 16).reshape(-1, 8, 8)  # floats in [0, 1]
+est = ProARDEstimator({arguments}).fit(images[:1347], y[:1347])
+student = est.search(max_flops={flops}).extract()  # a plain timm model of at most {flops} MMACs
+print(est.evaluate(images[1347:], y[1347:], student=student, attack="pgd").accuracy)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,24 +37,27 @@ class QuickstartSettings:
 
     Parameters
     ----------
-    epochs : int, default=40
+    epochs : int, default=24
         Total epochs of the paper's schedule.
     n_labels : int, default=100
-    natural_epochs : int, default=20
+    natural_epochs : int, default=12
         Of each network trained without adversarial examples.
     eps : float, default=0.1
         Digits are black on white: the paper's 8/255 would hardly be an attack.
     budgets : tuple of float, default=(0.4, 0.8, 1.6)
         In MMACs.
+    n_generations : int, default=100
+        Of each search.
     seed : int, default=0
     progress : bool, default=True
     """
 
-    epochs: int = 40
+    epochs: int = 24
     n_labels: int = 100
-    natural_epochs: int = 20
+    natural_epochs: int = 12
     eps: float = 0.1
     budgets: tuple[float, ...] = (0.4, 0.8, 1.6)
+    n_generations: int = 100
     seed: int = 0
     progress: bool = True
 
@@ -70,6 +73,8 @@ class QuickstartSettings:
             "step_size": self.eps / 4,
             "attack_steps": 5,
             "n_labels": self.n_labels,
+            "n_calibration": 512,
+            "val_fraction": 0.2,
             "random_state": self.seed,
             "progress": self.progress,
         }
@@ -93,7 +98,7 @@ def run(folder: str | Path, settings: QuickstartSettings | None = None) -> str:
     attacks = [AttackSettings(name, settings.eps, settings.eps / 4, 20) for name in ("natural", "fgsm", "pgd")]
     students, result = [], None
     for budget in settings.budgets:
-        result = estimator.search(max_flops=budget, verify=1)
+        result = estimator.search(max_flops=budget, verify=1, n_generations=settings.n_generations)
         students.append(_student(estimator, result, budget, test, attacks, folder))
     rows = students + _natural_baseline(estimator, students, (x_train, y_train), test, attacks, settings)
     assert result is not None
@@ -214,7 +219,7 @@ def _text(
     ]
     n_test = rows[0]["test"]["pgd"]["n_images"]
     score = estimator.predictor_score_
-    arguments = ", ".join(f"{k}={v!r}" for k, v in settings.estimator.items() if k != "progress")
+    arguments = ", ".join(f"{k}={v!r}" for k, v in settings.estimator.items() if (k, v) != ("progress", True))
     return "\n".join(
         [
             tabulate(table, headers=headers, floatfmt=("", "", ".2f", ",.0f", ".1f", ".1f", ".1f", ".1f", ".1f")),

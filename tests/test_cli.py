@@ -54,7 +54,9 @@ def test_python_m_is_the_same_command():
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
-    settings = QuickstartSettings(epochs=4, n_labels=16, natural_epochs=1, budgets=(0.5, 1.5), progress=False)
+    settings = QuickstartSettings(
+        epochs=4, n_labels=16, natural_epochs=1, budgets=(0.5, 1.5), n_generations=5, progress=False
+    )
     return folder, run(folder, settings)
 
 
@@ -77,8 +79,21 @@ def test_the_quick_start_leaves_students_picture_and_results(quickstart):
     assert (folder / "front.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_five_lines_of_the_quick_start_are_valid_python(quickstart):
+def test_the_five_lines_of_the_quick_start_run_as_printed(quickstart, capsys):
     _, text = quickstart
     lines = text.split("The same in Python:\n\n")[1]
-    compile(lines, "quickstart", "exec")
     assert len(lines.splitlines()) == 5
+    exec(lines, {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_quick_start_gives_students_far_more_robust_than_natural_training(tmp_path):
+    run(tmp_path, QuickstartSettings(progress=False))
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    robust, natural = rows[:3], rows[3:]
+    for ours, theirs in zip(robust, natural, strict=True):
+        assert ours["architecture"] == theirs["architecture"]
+        assert ours["test"]["natural"]["accuracy"] > 0.9
+        assert ours["test"]["pgd"]["accuracy"] > theirs["test"]["pgd"]["accuracy"] + 0.2

@@ -52,6 +52,7 @@ def write_network(network: StudentNet, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     save_config_for_hf(network, str(folder / "config.json"), model_args=network.model_args())
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -125,10 +125,10 @@ class SearchResult:
         """The student to take if nothing else is asked for.
 
         The highest mean of natural and robust accuracy; if some students have been verified, among
-        these and by their measured figures. Among equals, the one of the fewest MACs.
+        these and by their measured figures. Among equals, to nine decimals, the one of the fewest MACs.
         """
         verified = [candidate for candidate in self.front if candidate.is_verified]
-        return max(verified or self.front, key=lambda c: (c.mean_accuracy, -c.macs, -c.params))
+        return max(verified or self.front, key=lambda c: (round(c.mean_accuracy, 9), -c.macs, -c.params))
 
     def __len__(self) -> int:
         return len(self.front)
@@ -161,7 +161,8 @@ class SearchResult:
             import pandas as pd
         except ImportError as error:
             raise ImportError('to_frame needs pandas: pip install "proard-nas[report]"') from error
-        return pd.DataFrame([_frame_row(candidate) for candidate in self.front])
+        measured = dict.fromkeys(name for candidate in self.front for name in candidate.measured or {})
+        return pd.DataFrame([_frame_row(candidate, list(measured)) for candidate in self.front])
 
     def plot_data(self, population: ArrayLike | None = None) -> PlotData:
         """Return what `plot` draws, as numbers."""
@@ -359,7 +360,11 @@ def _table_row(place: int, candidate: Candidate, *, is_best: bool) -> dict[str, 
     return row
 
 
-def _frame_row(candidate: Candidate) -> dict[str, Any]:
+def _frame_row(candidate: Candidate, measured: Sequence[str]) -> dict[str, Any]:
     figures = {name: getattr(candidate, name) for name in ("mmacs", "macs", "params", "latency_ms", *ACCURACIES)}
-    measured = {f"measured_{name}": value for name, value in (candidate.measured or {}).items()}
-    return {**figures, **measured, "architecture": candidate.architecture}
+    known = candidate.measured or {}
+    return {
+        **figures,
+        **{f"measured_{name}": known.get(name) for name in measured},
+        "architecture": candidate.architecture,
+    }

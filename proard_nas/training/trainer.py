@@ -104,6 +104,7 @@ class Trainer:
         self.teacher: nn.Module | None = None
         self.device = next(network.parameters()).device
         self._stop = False
+        self._bar: tqdm[Any]
 
     def use(self, precision: Precision) -> None:
         """Train with another precision from now on."""
@@ -125,9 +126,10 @@ class Trainer:
                 raise ValueError(f"stage {stage.name!r} distils from a teacher, but no stage before it trains one")
             trained = trained or not stage.elastic
         self.settings.precision.prepare(self.network)
-        for index, stage in enumerate(stages):
-            if not self._stop:
-                self._run_stage(index, stage)
+        with self._progress_bar(stages) as self._bar:
+            for index, stage in enumerate(stages):
+                if not self._stop:
+                    self._run_stage(index, stage)
         calibrate(self.network, self.calibration)
         self.network.eval()
         return self.history
@@ -168,7 +170,9 @@ class Trainer:
         seed = derive_seed(self.settings.seed, *place)
         batches = self.source.batches(self.settings.batch_size, seed=seed)
         self.network.train()
-        for step, (x, y) in enumerate(self._bar(batches, stage, epoch)):
+        self._bar.set_description(f"{stage.name} {epoch + 1}/{stage.epochs}")
+        for step, (x, y) in enumerate(batches):
+            self._bar.update()
             if len(x) < 2:  # batch norm has no statistics of one image
                 continue
             step_seed = derive_seed(self.settings.seed, *place, step)
@@ -224,11 +228,10 @@ class Trainer:
             return self.network
         return self.network.student(arch)
 
-    def _bar(self, batches: Any, stage: Stage, epoch: int) -> Any:
-        total = self.source.n_batches(self.settings.batch_size)
-        title = f"{stage.name} {epoch + 1}/{stage.epochs}"
-        disable = None if self.settings.progress else True
-        return tqdm(batches, desc=title, total=total, disable=disable, delay=2, leave=False)
+    def _progress_bar(self, stages: Sequence[Stage]) -> tqdm[Any]:
+        """Return one bar over the steps of all stages, silent where the output is no terminal."""
+        total = sum(stage.epochs for stage in stages) * self.source.n_batches(self.settings.batch_size)
+        return tqdm(total=total, unit="step", disable=None if self.settings.progress else True, delay=2, leave=False)
 
     def _record(self, stage: Stage, epoch: int, mean: float, optimizer: Any, images: int, seconds: float) -> None:
         record = {
