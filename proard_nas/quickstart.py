@@ -37,9 +37,9 @@ class QuickstartSettings:
 
     Parameters
     ----------
-    epochs : int, default=24
+    epochs : int, default=20
         Total epochs of the paper's schedule.
-    n_labels : int, default=100
+    n_labels : int, default=80
     natural_epochs : int, default=12
         Of each network trained without adversarial examples.
     eps : float, default=0.1
@@ -52,8 +52,8 @@ class QuickstartSettings:
     progress : bool, default=True
     """
 
-    epochs: int = 24
-    n_labels: int = 100
+    epochs: int = 20
+    n_labels: int = 80
     natural_epochs: int = 12
     eps: float = 0.1
     budgets: tuple[float, ...] = (0.4, 0.8, 1.6)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import optuna
@@ -12,11 +13,13 @@ from proard_nas.supernets.space import Architecture
 
 from .candidate import ACCURACIES, Candidate
 from .ledger import Ledger
-from .sampler import GenerationSampler, Genes, Individual, first_generation
+from .sampler import GenerationSampler, Genotype, Individual, Newborn, first_generation
 from .studies import Settings, new_trial, stored_generations
 
 logger = logging.getLogger(__name__)
 
+N_ATTEMPTS = 5
+"""So many times at most is a child bred until it is one that has not been seen."""
 N_PROBES = 50
 """So many stored candidates are predicted again when a study is continued."""
 
@@ -42,7 +45,7 @@ class Evolution:
         self.first: list[Candidate] = []
         self.survivors: list[Individual] = []
         self._seed = seed
-        self._distributions = settings.distributions()
+        self._genotype = Genotype(settings.space)
         stored, self._next_number = stored_generations(study, settings)
         self.generation = len(stored)
         if stored:
@@ -50,17 +53,15 @@ class Evolution:
 
     def step(self, immigrants: Sequence[Architecture]) -> None:
         """Run one generation; the immigrants take the place of that many of its members."""
-        size = self.settings.population_size
         rng = np.random.default_rng([self._seed, self.generation])
         sampler = self._sampler(self.generation)
-        genes = [self.settings.space.to_genes(arch) for arch in immigrants[:size]]
+        born = [self._genotype.of(arch) for arch in immigrants]
+        n = self.settings.population_size - len(born)
         if self.survivors:
-            n = size - len(genes)
-            genes += sampler.children(self.study, self.survivors, n, self._distributions, rng)
+            born += self._new_ones(sampler.children(self.study, self.survivors, self._genotype, rng), n)
         else:
-            drawn = first_generation(self.settings.space, size - len(genes), rng)
-            genes += [self.settings.space.to_genes(arch) for arch in drawn]
-        population = self._evaluate(genes)
+            born += [self._genotype.of(arch) for arch in first_generation(self.settings.space, n, rng)]
+        population = self._evaluate(born)
         self.study.add_trials([member.trial for member in population])
         self.first = self.first or [member.candidate for member in population]
         self.survivors = sampler.survivors(self.study, [*population, *self.survivors])
@@ -70,21 +71,33 @@ class Evolution:
         """Return the best of the architectures, as many as fit into one generation."""
         if len(architectures) <= self.settings.population_size:
             return list(architectures)
-        genes = [self.settings.space.to_genes(arch) for arch in architectures]
-        kept = self._sampler(self.generation).survivors(self.study, self._evaluate(genes))
+        population = self._evaluate([self._genotype.of(arch) for arch in architectures])
+        kept = self._sampler(self.generation).survivors(self.study, population)
         return [member.candidate.architecture for member in kept]
+
+    def _new_ones(self, children: Iterator[Newborn], n: int) -> list[Newborn]:
+        """Take ``n`` children; one that has been seen is bred again, a few times at most."""
+        born: list[Newborn] = []
+        seen = set(self.ledger.architectures)
+        for _ in range(n):
+            attempts = itertools.islice(children, N_ATTEMPTS)
+            child = next(attempts)
+            while child.architecture in seen and (another := next(attempts, None)):
+                child = another
+            seen.add(child.architecture)
+            born.append(child)
+        return born
 
     def _sampler(self, generation: int) -> GenerationSampler:
         seed = int(np.random.SeedSequence([self._seed, generation]).generate_state(1)[0])
         return GenerationSampler(self.settings.population_size, self.settings.mutation_prob, seed)
 
-    def _evaluate(self, genes: Sequence[Genes]) -> list[Individual]:
-        architectures = [self.settings.space.decode(values) for values in genes]
-        candidates = self.ledger.evaluate(architectures)
+    def _evaluate(self, born: Sequence[Newborn]) -> list[Individual]:
+        candidates = self.ledger.evaluate([newborn.architecture for newborn in born])
         population: list[Individual] = []
-        for values, candidate in zip(genes, candidates, strict=True):
+        for newborn, candidate in zip(born, candidates, strict=True):
             number = self._next_number + len(population)
-            trial = new_trial(self.settings, {**self._distributions}, values, candidate, self.generation, number)
+            trial = new_trial(self.settings, self._genotype, newborn.genes, candidate, self.generation, number)
             population.append(Individual(trial, candidate))
         self._next_number += len(population)
         return population

@@ -39,8 +39,8 @@ class PlotData:
     verified : ndarray
         Measured figures of those that have been verified.
     first, last : ndarray
-        Predicted figures of the first generation and of the last one's survivors; empty where
-        an axis was not recorded for them.
+        Predicted figures of the first generation and of the last one's survivors, as far as they keep
+        all limits; empty where an axis was not recorded for them.
     population : ndarray
         The labelled students.
     best : ndarray of shape (1, 2)
@@ -137,7 +137,8 @@ def _recorded(record: GenerationRecord, x: str, y: str) -> Points:
     figures = vars(record)
     if x not in figures or y not in figures:
         return _points([])
-    return _points([(_scaled(x, a), _scaled(y, b)) for a, b in zip(figures[x], figures[y], strict=True)])
+    members = zip(figures[x], figures[y], record.feasible, strict=True)
+    return _points([(_scaled(x, a), _scaled(y, b)) for a, b, feasible in members if feasible])
 
 
 def _labelled(population: ArrayLike | None, x: str, y: str) -> Points:

@@ -36,6 +36,11 @@ class Ledger:
         """All distinct candidates, in the order in which they came."""
         return list(self._known.values())
 
+    @property
+    def architectures(self) -> Iterable[Architecture]:
+        """All distinct architectures, in the order in which they came."""
+        return self._known.keys()
+
     def restore(self, candidates: Iterable[Candidate]) -> None:
         """Take over candidates of an earlier search."""
         for candidate in candidates:

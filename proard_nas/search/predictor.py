@@ -17,6 +17,7 @@ from .candidate import ACCURACIES, CostFunction
 from .features import FeatureEncoder
 from .leverage import Leverage
 from .perceptron import Perceptron, fit_perceptron
+from .scores import check_labels, score
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -102,7 +103,7 @@ class AccuracyPredictor:
             If there are too few labels, lengths differ, a label is NaN or outside [0, 1], or an
             architecture is outside the space.
         """
-        y = _check_labels(architectures, labels)
+        y = check_labels(architectures, labels)
         least = max(MIN_LABELS, self.n_members)
         if len(y) < least:
             raise ValueError(f"the predictor needs at least {least} labelled architectures, got {len(y)}")
@@ -153,7 +154,7 @@ class AccuracyPredictor:
         ValueError
             As `fit`, or if the fraction leaves too few labels to fit.
         """
-        y = _check_labels(architectures, labels)
+        y = check_labels(architectures, labels)
         if not 0 < check_fraction("fraction", fraction) < 1:
             raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
         order = np.random.default_rng(seed).permutation(len(y))
@@ -184,7 +185,8 @@ class AccuracyPredictor:
         sklearn.exceptions.NotFittedError
             If `fit` has not been called.
         """
-        return self.predict_with_std(architectures)[0]
+        self._check_fitted()
+        return _mean(self._outputs(self._encode(architectures)))
 
     def predict_with_std(self, architectures: Sequence[Architecture]) -> tuple[Matrix, Matrix]:
         """Return `predict`'s accuracies and their standard deviations, both of shape (n, 2).
@@ -198,7 +200,7 @@ class AccuracyPredictor:
         outputs = self._outputs(X)
         noise = self._noise**2
         std = np.sqrt(np.maximum(_jackknife_variance(outputs), noise * self._leverage(X)[:, None]) + noise)
-        return np.clip(outputs.mean(axis=0), 0.0, 1.0), std
+        return _mean(outputs), std
 
     def evaluate(self, architectures: Sequence[Architecture], labels: ArrayLike) -> Report:
         """Compare predictions with labels.
@@ -216,11 +218,11 @@ class AccuracyPredictor:
             are all equal), ``within_1_std`` and ``within_2_std`` (fractions of the errors; 0.68 and 0.95
             if the uncertainty is right) and ``n_labels``.
         """
-        y = _check_labels(architectures, labels)
+        y = check_labels(architectures, labels)
         if len(y) < 2:
             raise ValueError(f"an evaluation needs at least 2 labels, got {len(y)}")
         predicted, std = self.predict_with_std(architectures)
-        return {name: _report(predicted[:, i], std[:, i], y[:, i]) for i, name in enumerate(ACCURACIES)}
+        return {name: score(predicted[:, i], std[:, i], y[:, i]) for i, name in enumerate(ACCURACIES)}
 
     def _outputs(self, X: Matrix) -> Matrix:
         return np.stack([member.predict(X) for member in self._members])
@@ -271,6 +273,11 @@ class AccuracyPredictor:
         return made
 
 
+def _mean(outputs: Matrix) -> Matrix:
+    mean: Matrix = np.clip(outputs.mean(axis=0), 0.0, 1.0)
+    return mean
+
+
 def _jackknife_variance(outputs: Matrix) -> Matrix:
     """Return the variance, over axis 0, of an average whose members each lack one fold of the labels.
 
@@ -279,32 +286,3 @@ def _jackknife_variance(outputs: Matrix) -> Matrix:
     """
     variance: Matrix = (len(outputs) - 1) * outputs.var(axis=0)
     return variance
-
-
-def _check_labels(architectures: Sequence[Architecture], labels: ArrayLike) -> Matrix:
-    y = np.asarray(labels, dtype=np.float64)
-    if y.ndim != 2 or y.shape[1] != len(ACCURACIES):
-        raise ValueError(f"labels must have shape (n, 2), natural and robust accuracy, got {y.shape}")
-    if len(y) != len(architectures):
-        raise ValueError(f"there are {len(architectures)} architectures and {len(y)} labels")
-    wrong = ~((y >= 0) & (y <= 1))
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise ValueError(f"labels must be in [0, 1], got {ACCURACIES[column]}={y[row, column]} for architecture {row}")
-    return y
-
-
-def _report(predicted: Matrix, std: Matrix, y: Matrix) -> dict[str, float]:
-    from scipy.stats import kendalltau
-
-    errors = predicted - y
-    varies = np.ptp(y) > 0
-    ranked = varies and np.ptp(predicted) > 0
-    return {
-        "rmse": float(np.sqrt((errors**2).mean())),
-        "kendall_tau": float(kendalltau(predicted, y).statistic) if ranked else 0.0,
-        "r2": float(1 - (errors**2).sum() / ((y - y.mean()) ** 2).sum()) if varies else 0.0,
-        "within_1_std": float((np.abs(errors) <= std).mean()),
-        "within_2_std": float((np.abs(errors) <= 2 * std).mean()),
-        "n_labels": float(len(y)),
-    }

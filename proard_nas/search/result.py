@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tabulate import tabulate
-
 from proard_nas.supernets.space import Architecture
 
 from .candidate import ACCURACIES, Candidate
 from .constraints import Constraints
 from .figure import PlotData, draw, plot_data
 from .objectives import check_objectives, sort_key
+from .table import front_frame, front_text
 
 if TYPE_CHECKING:
     import optuna
@@ -30,7 +29,6 @@ Extractor = Callable[[Architecture], "nn.Module"]
 
 FORMAT = "proard_nas.search_result"
 VERSION = 1
-MAX_ROWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +42,25 @@ class GenerationRecord:
     macs : tuple of int
     natural_accuracy, robust_accuracy : tuple of float
         As predicted, in [0, 1]; one entry for each member.
+    feasible : tuple of bool
+        Which members keep all limits.
     """
 
     number: int
     macs: tuple[int, ...]
     natural_accuracy: tuple[float, ...]
     robust_accuracy: tuple[float, ...]
+    feasible: tuple[bool, ...]
 
     @classmethod
-    def of(cls, number: int, members: Sequence[Candidate]) -> GenerationRecord:
+    def of(cls, number: int, members: Sequence[Candidate], constraints: Constraints) -> GenerationRecord:
         """Record the members' figures."""
         return cls(
             number,
             tuple(member.macs for member in members),
             tuple(member.natural_accuracy for member in members),
             tuple(member.robust_accuracy for member in members),
+            tuple(constraints.are_kept_by(member) for member in members),
         )
 
     @classmethod
@@ -69,6 +71,7 @@ class GenerationRecord:
             tuple(data["macs"]),
             tuple(data["natural_accuracy"]),
             tuple(data["robust_accuracy"]),
+            tuple(data["feasible"]),
         )
 
 
@@ -137,11 +140,7 @@ class SearchResult:
         limits = ", ".join(f"{name}={value:.15g}" for name, value in self.constraints.items()) or "none"
         unit = " (flops in MMACs)" if any(name.endswith("flops") for name in self.constraints) else ""
         head = f"{len(self)} students on the front of {', '.join(self.objectives)}; limits: {limits}{unit}"
-        best = self.front.index(self.best)
-        shown = range(len(self)) if len(self) <= MAX_ROWS else _spread(len(self), best)
-        rows = [_table_row(i, self.front[i], is_best=i == best) for i in shown]
-        more = f"\n{len(self) - len(rows)} more rows: to_frame() has them all" if len(rows) < len(self) else ""
-        return f"{head}\n{tabulate(rows, headers='keys', floatfmt='.2f', missingval='-')}{more}"
+        return f"{head}\n{front_text(self.front, best=self.front.index(self.best))}"
 
     __repr__ = __str__
 
@@ -157,12 +156,7 @@ class SearchResult:
         ImportError
             If pandas is not installed; it comes with ``pip install "proard-nas[report]"``.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError('to_frame needs pandas: pip install "proard-nas[report]"') from error
-        measured = dict.fromkeys(name for candidate in self.front for name in candidate.measured or {})
-        return pd.DataFrame([_frame_row(candidate, list(measured)) for candidate in self.front])
+        return front_frame(self.front)
 
     def plot_data(self, population: ArrayLike | None = None) -> PlotData:
         """Return what `plot` draws, as numbers."""
@@ -335,36 +329,3 @@ class SearchResult:
 
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"a search result must not hold {text}")
-
-
-def _spread(n: int, best: int) -> list[int]:
-    """Return up to ``MAX_ROWS`` places spread over the front, the best among them."""
-    places = {round(i * (n - 1) / (MAX_ROWS - 2)) for i in range(MAX_ROWS - 1)}
-    return sorted(places | {best})
-
-
-def _table_row(place: int, candidate: Candidate, *, is_best: bool) -> dict[str, Any]:
-    measured = candidate.measured or {}
-    row: dict[str, Any] = {
-        "": f"{place}{' best' if is_best else ''}",
-        "MMACs": candidate.mmacs,
-        "params (M)": candidate.params / 1e6,
-    }
-    if candidate.latency_ms is not None:
-        row["latency (ms)"] = candidate.latency_ms
-    for name in ACCURACIES:
-        row[f"predicted {name.split('_')[0]} (%)"] = 100 * getattr(candidate, name)
-    for name in ACCURACIES:
-        if name in measured:
-            row[f"measured {name.split('_')[0]} (%)"] = 100 * float(measured[name])
-    return row
-
-
-def _frame_row(candidate: Candidate, measured: Sequence[str]) -> dict[str, Any]:
-    figures = {name: getattr(candidate, name) for name in ("mmacs", "macs", "params", "latency_ms", *ACCURACIES)}
-    known = candidate.measured or {}
-    return {
-        **figures,
-        **{f"measured_{name}": known.get(name) for name in measured},
-        "architecture": candidate.architecture,
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,40 @@ class Individual(NamedTuple):
 
     trial: FrozenTrial
     candidate: Candidate
+
+
+class Newborn(NamedTuple):
+    """An architecture and one set of genes for it, those of absent blocks included."""
+
+    genes: Genes
+    architecture: Architecture
+
+
+class Genotype:
+    """The space as Optuna sees it: one categorical parameter for each gene.
+
+    Parameters
+    ----------
+    space : SearchSpace
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        kinds: dict[str, CategoricalDistribution] = {}
+        # Genes of equal choices share an object, which makes Optuna's copies of a trial several times
+        # cheaper. Text is the key, because (0, 1), (0.0, 1.0) and (False, True) are equal.
+        self.distributions: dict[str, CategoricalDistribution] = {
+            gene.name: kinds.setdefault(repr(gene.choices), CategoricalDistribution(gene.choices))
+            for gene in space.genes
+        }
+
+    def born(self, genes: Genes) -> Newborn:
+        """Decode the genes."""
+        return Newborn(genes, self.space.decode(genes))
+
+    def of(self, architecture: Architecture) -> Newborn:
+        """Return the architecture with its genes."""
+        return Newborn(self.space.to_genes(architecture), architecture)
 
 
 class GenerationSampler(NSGAIISampler):
@@ -72,18 +106,14 @@ class GenerationSampler(NSGAIISampler):
         return [by_number[trial.number] for trial in self.select_parent(study, 1)]
 
     def children(
-        self,
-        study: Study,
-        parents: Sequence[Individual],
-        n: int,
-        distributions: Mapping[str, CategoricalDistribution],
-        rng: np.random.Generator,
-    ) -> list[Genes]:
-        """Breed ``n`` children by tournament, uniform crossover and mutation."""
+        self, study: Study, parents: Sequence[Individual], space: Genotype, rng: np.random.Generator
+    ) -> Iterator[Newborn]:
+        """Breed children without end by tournament, uniform crossover and mutation."""
         self._parents = [member.trial for member in parents]
-        space: dict[str, BaseDistribution] = dict(distributions)
-        born = [self.sample_relative(study, self._parents[0], space) for _ in range(n)]
-        return [_complete(child, distributions, rng) for child in born]
+        distributions: dict[str, BaseDistribution] = dict(space.distributions)
+        while True:
+            drawn = self.sample_relative(study, self._parents[0], distributions)
+            yield space.born(_complete(drawn, space.distributions, rng))
 
 
 def _complete(

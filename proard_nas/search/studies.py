@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -19,7 +18,7 @@ from proard_nas.supernets.space import SearchSpace
 from .candidate import Candidate
 from .constraints import Constraints
 from .objectives import DIRECTIONS, objective_value
-from .sampler import Individual
+from .sampler import Genes, Genotype, Individual
 
 SETTINGS_KEY = "proard_nas:settings"
 # The stock sampler's own mark: with it `study.optimize` carries on where our generations end.
@@ -44,18 +43,6 @@ class Settings:
             **vars(self.constraints),
             "population_size": self.population_size,
             "mutation_prob": self.mutation_prob,
-        }
-
-    def distributions(self) -> dict[str, CategoricalDistribution]:
-        """Return one categorical parameter for each gene; genes of equal choices share the object.
-
-        Sharing it makes Optuna's copies of a trial several times cheaper.
-        """
-        kinds: dict[str, CategoricalDistribution] = {}
-        # Text as the key, because (0, 1), (0.0, 1.0) and (False, True) are equal.
-        return {
-            gene.name: kinds.setdefault(repr(gene.choices), CategoricalDistribution(gene.choices))
-            for gene in self.space.genes
         }
 
 
@@ -118,13 +105,15 @@ def _check_settings(study: optuna.Study, settings: Settings) -> None:
             )
 
 
+class _CheapToCopy(dict[str, Any]):
+    """A dict of values that never change, so that Optuna's deep copy of a trial need not copy them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return dict(self)
+
+
 def new_trial(
-    settings: Settings,
-    distributions: dict[str, BaseDistribution],
-    genes: Sequence[Any],
-    candidate: Candidate,
-    generation: int,
-    number: int,
+    settings: Settings, genotype: Genotype, genes: Genes, candidate: Candidate, generation: int, number: int
 ) -> FrozenTrial:
     """Return a finished trial: the genes, the objectives, one constraint for each limit, all figures."""
     figures = {k: v for k, v in vars(candidate).items() if k not in ("architecture", "measured") and v is not None}
@@ -138,8 +127,8 @@ def new_trial(
         values=[objective_value(candidate, name) for name in settings.objectives],
         datetime_start=now,
         datetime_complete=now,
-        params=dict(zip(distributions, genes, strict=True)),
-        distributions=distributions,
+        params=_CheapToCopy(zip(genotype.distributions, genes, strict=True)),
+        distributions=_CheapToCopy(genotype.distributions),
         user_attrs=figures,
         system_attrs={GENERATION_KEY: generation},
         intermediate_values={},

@@ -266,7 +266,7 @@ class StudentNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's grouping of parameters: by stage (coarse) or by block."""
         blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.(\d+)", None), (r"^neck", (99999,))]
-        return {"stem": r"^(norm|stem)", "blocks": blocks}
+        return {"stem": r"^(?:norm|stem)", "blocks": blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
@@ -335,14 +335,12 @@ class StudentNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the stages that the given intermediates do not need; return their indices."""
+        """Remove the stages (and neck and head) that the given intermediates do not need; return their indices."""
         take, last = feature_take_indices(len(self.feature_info), indices)
-        if last < len(self.stages):
-            self.stages = self.stages[:last]
+        if prune_head or last < len(self.stages):
+            self.stages, self.neck = self.stages[:last], nn.Identity()
             self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
-        self.neck = nn.Identity()
-        if prune_head or last < len(self.feature_info) - 1:
-            self.reset_classifier(0, "")
+            self.num_classes, self.head = 0, ClassifierHead(self.num_features, 0, "", self.drop_rate)
         return take
 
     def _forward_stage(self, stage: nn.Module, x: Tensor) -> Tensor:

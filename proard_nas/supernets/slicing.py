@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from .layers import Layer, Plan
 
-STATELESS = {nn.Identity, nn.Flatten, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.Sigmoid}
 HOOKS = tuple(name for name, value in nn.Module().__dict__.items() if type(value) is OrderedDict)
 
 
@@ -29,7 +28,6 @@ class KernelConv2d(nn.Conv2d):
     """
 
     student_type = nn.Conv2d
-    kernel_sizes: list[int]
 
     @classmethod
     def wrap(cls, conv: nn.Conv2d, kernel_sizes: Sequence[int]) -> KernelConv2d:
@@ -39,15 +37,15 @@ class KernelConv2d(nn.Conv2d):
         new.__dict__.update({k: v for k, v in conv.__dict__.items() if k != "_parameters"})
         for name, parameter in conv._parameters.items():
             new.register_parameter(name, parameter)
-        new.kernel_sizes = sorted(kernel_sizes, reverse=True)
-        for size in new.kernel_sizes[1:]:
+        for size in sorted(kernel_sizes, reverse=True)[1:]:
             eye = torch.eye(size * size, device=conv.weight.device, dtype=conv.weight.dtype)
             new.register_parameter(f"transform_{size}", nn.Parameter(eye))
         return new
 
     def chain(self, size: int) -> list[nn.Parameter]:
         """Return the matrices that lead from the largest kernel to the given size, in order."""
-        return [self.get_parameter(f"transform_{k}") for k in self.kernel_sizes[1:] if k >= size]
+        matrices = (p for name, p in self._parameters.items() if p is not None and name.startswith("transform_"))
+        return [matrix for matrix in matrices if len(matrix) >= size * size]
 
 
 def shrink_kernel(channels: int, weight: Tensor, *matrices: Tensor) -> Tensor:
@@ -138,10 +136,13 @@ def _pad(grad: Tensor, full: Tensor) -> Tensor:
     return padded
 
 
+def _has_parameters(module: nn.Module) -> bool:
+    own = any(parameter is not None for parameter in module._parameters.values())
+    return own or any(child is not None and _has_parameters(child) for child in module._modules.values())
+
+
 class LiveStudent:
     """Builds a live student: the supernet's module tree cloned without its tensors, then filled with slices.
-
-    Activations and other modules without state are the supernet's own.
 
     Parameters
     ----------
@@ -198,9 +199,7 @@ class LiveStudent:
         children: dict[str, nn.Module | None] = {}
         for name, child in module._modules.items():
             sub = part.get(name) if isinstance(part, Plan) else None
-            if type(child) in STATELESS:
-                children[name] = child
-            elif child is not None and (sub is not None or next(child.parameters(), None) is None):
+            if child is not None and (sub is not None or not _has_parameters(child)):
                 children[name] = self._clone(child, sub)
             elif not isinstance(module, nn.Sequential):
                 children[name] = None

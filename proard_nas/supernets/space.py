@@ -146,8 +146,8 @@ class SearchSpace:
                 object.__setattr__(self, field.name, _row(field.name, value))
         for name in ("depths", "width_mults", "expand_ratios", "kernel_sizes", "stem_residuals"):
             self._check_choices(name)
-        if not self.base_depths:
-            raise ValueError("base_depths must name at least one stage")
+        if not self.base_depths or any(b < 0 or int(b) != b for b in self.base_depths):
+            raise ValueError(f"base_depths must be whole numbers, one for each stage, got {self.base_depths}")
         if min(self.depths) + min(self.base_depths) < 1:
             raise ValueError(f"every stage needs at least one block, got depths={self.depths}, "
                              f"base_depths={self.base_depths}")  # fmt: skip

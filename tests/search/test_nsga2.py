@@ -152,6 +152,10 @@ class TestFront:
             first.natural_accuracy
         ) + np.mean(first.robust_accuracy)
 
+    def test_records_which_members_keep_the_limits(self):
+        for record in search(LARGE, predict, cost, max_flops=1000, seed=0, **QUICK).generations:
+            assert record.feasible == tuple(macs <= 1000e6 for macs in record.macs)
+
     def test_beats_random_search_of_equal_size(self):
         result = search(LARGE, predict, cost, seed=0, population_size=40, n_generations=25)
         drawn = predict(LARGE.sample_distinct(1000, seed=0))

@@ -27,7 +27,10 @@ def result():
         constraints={"max_flops": 3.5},
         seed=4,
         n_evaluated=36,
-        generations=(GenerationRecord(0, (1, 2), (0.7, 0.8), (0.4, 0.5)), GenerationRecord(100, (3,), (0.87,), (0.5,))),
+        generations=(
+            GenerationRecord(0, (1, 2, 9), (0.7, 0.8, 0.9), (0.4, 0.5, 0.6), (True, True, False)),
+            GenerationRecord(100, (3,), (0.87,), (0.5,), (True,)),
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import timm
@@ -16,7 +16,7 @@ from proard_nas.supernets import SUPERNETS, Supernet
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every tensor random values: a residual branch starts at zero, statistics at 0 and 1, kernels at the identity."""
+    """Give every tensor random values: residual branches start at zero, statistics at 0 and 1, kernels at identity."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(tensor, scale):
@@ -38,6 +38,15 @@ def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
     return net
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Run these small batches on one thread: threads that wait for each other cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @functools.cache
 def _original(name: str) -> Supernet:
     return randomise(timm.create_model(name))
@@ -49,7 +58,11 @@ def supernet() -> Callable[[str], Supernet]:
     return lambda name: copy.deepcopy(_original(name))
 
 
-@pytest.fixture(params=SUPERNETS)
+# The fine supernet is Dyn-ResNet50 with more ratios to choose from: what it adds is in its space, tested by default.
+NETS = [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("_fine")) for name in SUPERNETS]
+
+
+@pytest.fixture(params=NETS)
 def net(request: pytest.FixtureRequest) -> Supernet:
     """Give each registered supernet, randomised, the test's own, in eval mode."""
     return copy.deepcopy(_original(request.param)).eval()

@@ -104,7 +104,10 @@ def test_a_field_of_the_wrong_type_is_refused_by_name(change, message):
         ({"width_mult": (0.5, 1.0)}, r"width_mult must have 3 values, got 2"),
         ({"width_mult": ()}, r"width_mult must have 3 values, got 0"),
         ({"expand_ratio": ((0.25,), (0.5, 0.3, 0.5))}, r"expand_ratio\[1\]\[1\]=0.3 is not among.*\[0.25, 0.5\]"),
-        ({"expand_ratio": ((0.25,), (0.5, 0.5))}, r"expand_ratio\[1\] must have 3 values for depth 1, got 2: \[0.5, 0.5\]"),
+        (
+            {"expand_ratio": ((0.25,), (0.5, 0.5))},
+            r"expand_ratio\[1\] must have 3 values for depth 1, got 2: \[0.5, 0.5\]",
+        ),
         ({"expand_ratio": ((0.25, 0.5), (0.5, 0.5, 0.5))}, r"expand_ratio\[0\] must have 1 values for depth 0, got 2"),
         ({"expand_ratio": ((0.25,),)}, r"expand_ratio must have 2 stages, got 1"),
         ({"expand_ratio": ()}, r"expand_ratio must have 2 stages, got 0"),

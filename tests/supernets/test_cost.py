@@ -12,7 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from proard_nas.supernets import SUPERNETS
 
 
-@pytest.fixture(scope="module", params=SUPERNETS)
+# The fine supernet is Dyn-ResNet50 with more ratios to choose from.
+NETS = [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("_fine")) for name in SUPERNETS]
+
+
+@pytest.fixture(scope="module", params=NETS)
 def shape(request):
     with torch.device("meta"):
         return timm.create_model(request.param)

@@ -19,7 +19,9 @@ def test_channel_rounding_is_the_rule_of_the_mobile_networks():
 
 @pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("kernel", "stride", "size"), [(1, 1, (8, 8)), (3, 2, (9, 7)), (5, 1, (4, 6)), (4, 4, (32, 18))])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"), [(1, 1, (8, 8)), (3, 2, (9, 7)), (5, 1, (4, 6)), (4, 4, (32, 18))]
+)
 def test_a_planned_convolution_has_the_size_and_parameters_of_torchs(kernel, stride, size, bias, depthwise):
     inp, out = Axis("a", 16), Axis("b", 16 if depthwise else 24)
     layer = Conv(inp, out, size, kernel, stride, depthwise=depthwise, bias=bias)

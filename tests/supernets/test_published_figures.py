@@ -103,9 +103,7 @@ def test_a_static_cifar_resnet50_of_the_same_blocks_costs_what_is_published():
     from proard_nas.supernets import ResNet, SearchSpace
     from proard_nas.supernets.dyn_resnet import ResNetFamily
 
-    space = SearchSpace(
-        depths=(0,), base_depths=(3, 4, 6, 3), width_mults=(1.0,), n_widths=5, expand_ratios=(0.25,)
-    )
+    space = SearchSpace(depths=(0,), base_depths=(3, 4, 6, 3), width_mults=(1.0,), n_widths=5, expand_ratios=(0.25,))
     family = ResNetFamily("static", space, (256, 512, 1024, 2048), (1, 2, 2, 2), stem_width=64, patch=1)
     with torch.device("meta"):
         cost = ResNet(family).cost()

@@ -15,7 +15,7 @@ import torch
 from proard_nas.supernets import SUPERNETS, Architecture, SearchSpace
 
 SMALL = {
-    "depth": SearchSpace(depths=(0, 1, 2), base_depths=(1, 0, 2)[::2]),
+    "depth": SearchSpace(depths=(0, 1, 2), base_depths=(1, 2)),
     "depth is the count": SearchSpace(depths=(1, 2), base_depths=(0, 0), expand_ratios=(3, 4)),
     "width": SearchSpace(depths=(0,), base_depths=(1, 1), width_mults=(0.5, 0.75, 1.0), n_widths=3),
     "expansion": SearchSpace(depths=(0, 1), base_depths=(1, 2), expand_ratios=(0.2, 0.3)),
@@ -95,7 +95,10 @@ def test_largest_and_smallest_have_the_extreme_value_of_every_choice(registered)
         assert arch in registered
         assert set(arch.depth) == {pick(registered.depths)}
         assert set(arch.width_mult) <= {pick(registered.width_mults or (0,))}
-        for rows, choices in ((arch.expand_ratio, registered.expand_ratios), (arch.kernel_size, registered.kernel_sizes)):
+        for rows, choices in (
+            (arch.expand_ratio, registered.expand_ratios),
+            (arch.kernel_size, registered.kernel_sizes),
+        ):
             assert {v for row in rows for v in row} == ({pick(choices)} if choices else set())
         assert arch.stem_residual is (pick is max and bool(registered.stem_residuals))
 
@@ -378,7 +381,9 @@ def test_frozen():
         ({"depths": (0.5, 1)}, "depths must be whole numbers"),
         ({"depths": "01"}, "depths must be a list"),
         ({"depths": ("0",)}, "depths must hold numbers"),
-        ({"base_depths": ()}, "base_depths must name at least one stage"),
+        ({"base_depths": ()}, r"base_depths must be whole numbers, one for each stage, got \(\)"),
+        ({"base_depths": (1.5, 1)}, r"base_depths must be whole numbers, one for each stage, got \(1.5, 1\)"),
+        ({"base_depths": (-1, 1)}, "base_depths must be whole numbers"),
         ({"base_depths": (1, 0)}, "every stage needs at least one block"),
         ({"width_mults": (0.0, 1.0)}, "width_mults must be positive numbers"),
         ({"width_mults": (float("nan"),)}, "width_mults must be positive numbers"),
