@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from proard_nas.supernets import SUPERNETS
 
-
 # The fine supernet is Dyn-ResNet50 with more ratios to choose from.
 NETS = [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("_fine")) for name in SUPERNETS]
 
