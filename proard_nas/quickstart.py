@@ -37,7 +37,7 @@ class QuickstartSettings:
 
     Parameters
     ----------
-    epochs : int, default=20
+    epochs : int, default=24
         Total epochs of the paper's schedule.
     n_labels : int, default=80
     natural_epochs : int, default=12
@@ -52,7 +52,7 @@ class QuickstartSettings:
     progress : bool, default=True
     """
 
-    epochs: int = 20
+    epochs: int = 24
     n_labels: int = 80
     natural_epochs: int = 12
     eps: float = 0.1

@@ -95,5 +95,5 @@ def test_the_quick_start_gives_students_far_more_robust_than_natural_training(tm
     robust, natural = rows[:3], rows[3:]
     for ours, theirs in zip(robust, natural, strict=True):
         assert ours["architecture"] == theirs["architecture"]
-        assert ours["test"]["natural"]["accuracy"] > 0.9
+        assert ours["test"]["natural"]["accuracy"] > 0.85
         assert ours["test"]["pgd"]["accuracy"] > theirs["test"]["pgd"]["accuracy"] + 0.2
