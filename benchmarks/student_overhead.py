@@ -88,6 +88,7 @@ def measure_running(net: Supernet, arch: Architecture, batch: int, repeats: int,
         "live_s": live.median,
         "extracted_s": static.median,
         "ratio": live.median / static.median,
+        "ratio_of_fastest": min(live.seconds) / min(static.seconds),  # what other load on the machine disturbs least
         "arch": arch.to_dict(),
     }
 

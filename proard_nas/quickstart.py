@@ -39,7 +39,7 @@ class QuickstartSettings:
     ----------
     epochs : int, default=24
         Total epochs of the paper's schedule.
-    n_labels : int, default=80
+    n_labels : int, default=60
     natural_epochs : int, default=12
         Of each network trained without adversarial examples.
     eps : float, default=0.1
@@ -53,7 +53,7 @@ class QuickstartSettings:
     """
 
     epochs: int = 24
-    n_labels: int = 80
+    n_labels: int = 60
     natural_epochs: int = 12
     eps: float = 0.1
     budgets: tuple[float, ...] = (0.4, 0.8, 1.6)
@@ -74,7 +74,7 @@ class QuickstartSettings:
             "attack_steps": 5,
             "n_labels": self.n_labels,
             "n_calibration": 512,
-            "val_fraction": 0.2,
+            "val_fraction": 0.15,
             "random_state": self.seed,
             "progress": self.progress,
         }
