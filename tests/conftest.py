@@ -11,7 +11,7 @@ import torch
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The tests' tensors are small: threads that wait for each other cost more than they bring, many times more on a busy machine.
+# The tests' tensors are small: threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)
 
 
