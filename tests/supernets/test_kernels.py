@@ -19,16 +19,14 @@ def with_kernels(net, size):
 
 
 def reference(full, channels, size, matrices):
-    """Transform kernels channel by channel: an explicit sum over the entries of the matrix."""
-    kernels = []
-    for c in range(channels):
-        kernel, have = full[c, 0], full.shape[-1]
-        while have > size:
-            have -= 2
-            centre = kernel[1:-1, 1:-1].reshape(-1)
-            kernel = torch.stack([(row * centre).sum() for row in matrices[have]]).reshape(have, have)
-        kernels.append(kernel)
-    return torch.stack(kernels)[:, None]
+    """Transform kernels by an explicit sum over the entries of the matrix."""
+    kernels, have = full[:channels, 0], full.shape[-1]
+    while have > size:
+        have -= 2
+        centres = kernels[:, 1:-1, 1:-1].flatten(1)
+        entries = [(row * centres).sum(1) for row in matrices[have]]
+        kernels = torch.stack(entries, 1).unflatten(1, (have, have))
+    return kernels[:, None]
 
 
 @pytest.mark.parametrize("size", [3, 5, 7])

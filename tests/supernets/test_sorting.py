@@ -32,7 +32,7 @@ def is_sorted(values):
     return bool((values[:-1] >= values[1:] - 1e-6 * values.max()).all())  # sums in single precision may tie
 
 
-@pytest.mark.parametrize("dimensions", DIMENSIONS)
+@pytest.mark.parametrize("dimensions", DIMENSIONS[::2])
 def test_sorting_leaves_the_largest_networks_function_unchanged(net, images, dimensions):
     net = net.double()
     x = images(net).double()
@@ -42,8 +42,7 @@ def test_sorting_leaves_the_largest_networks_function_unchanged(net, images, dim
         changed = net.sort_channels(dimensions)
         output = copy.deepcopy(net)(x)
         torch.testing.assert_close(output, reference, rtol=1e-6, atol=1e-6 * reference.abs().max().item())
-        if mode and not (dimensions == ("width_mult",) and not net.space.width_mults):
-            assert changed
+        assert changed
 
 
 def test_sorting_changes_single_precision_by_rounding_only(net, images):

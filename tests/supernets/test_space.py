@@ -185,7 +185,7 @@ def test_mutation_redraws_each_choice_with_its_probability(registered, rng):
     assert registered.mutate(arch, 0.0, rng) == arch
     stem = [i for i, g in enumerate(genes) if g.block is None]
     for probability in (0.1, 1.0):
-        n = 600
+        n = 300
         changed = sum(
             a != b
             for _ in range(n)
