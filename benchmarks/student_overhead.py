@@ -132,7 +132,10 @@ def main() -> None:
     parser.add_argument("--layout", choices=LAYOUTS, default="channels_last")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=_record.RESULTS / "student_overhead.json")
+    parser.add_argument("--allocator", choices=("keep", "default"), default="keep", help="of memory: see _record.py")
     args = parser.parse_args()
+    if args.allocator == "keep":
+        _record.keep_memory()
     started = time.time()
     results = {}
     for name in args.models:
