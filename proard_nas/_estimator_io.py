@@ -18,7 +18,7 @@ from .deploy.saving import Folder, whole_folder, write_json, write_network
 from .evaluation import Labels
 from .search import AccuracyPredictor
 from .supernets import Supernet
-from .training import Precision, Stage, TrainingCost
+from .training import Ledger, Precision, Stage, TrainingCost
 
 if TYPE_CHECKING:
     from .estimator import ProARDEstimator
@@ -73,12 +73,23 @@ def load_estimator(cls: type[Estimator], folder: Folder) -> Estimator:
     estimator.encoder_ = ArrayEncoder.from_dict(state["encoder"])
     estimator.precision_ = Precision(**state["precision"])
     estimator.cost_ = TrainingCost(tuple(map(tuple, state["cost"]["stages"])), state["cost"]["seconds"])
+    estimator.spent_ = Ledger.from_dict(state["spent"])
     predictor = json.loads((folder / "predictor.json").read_text())
     estimator.predictor_ = AccuracyPredictor.from_dict(predictor, estimator.supernet_.space, estimator._cost)
     return estimator
 
 
-FITTED = ("seed_", "in_chans_", "image_size_", "n_features_in_", "n_train_", "n_val_", "history_", "predictor_score_")
+FITTED = (
+    "seed_",
+    "in_chans_",
+    "image_size_",
+    "n_features_in_",
+    "n_train_",
+    "n_val_",
+    "history_",
+    "events_",
+    "predictor_score_",
+)
 
 
 def _state(estimator: ProARDEstimator) -> dict[str, Any]:
@@ -87,9 +98,13 @@ def _state(estimator: ProARDEstimator) -> dict[str, Any]:
         if not isinstance(parameters[name], str):
             raise ValueError(f"an estimator with {name}={parameters[name]!r} cannot be saved; only named losses can")
     if not isinstance(parameters["schedule"], str):
-        parameters["schedule"] = [dataclasses.asdict(stage) for stage in parameters["schedule"]]
+        parameters["schedule"] = [stage.to_dict() for stage in parameters["schedule"]]
     if not isinstance(parameters["random_state"], (int, np.integer, type(None))):
         parameters["random_state"] = None
+    if not isinstance(parameters["teacher"], (str, type(None))):
+        parameters["teacher"] = None  # a module has done its part
+    if parameters["log_dir"] is not None:
+        parameters["log_dir"] = str(parameters["log_dir"])
     classes = estimator.classes_
     return {
         "format": FORMAT,
@@ -99,6 +114,7 @@ def _state(estimator: ProARDEstimator) -> dict[str, Any]:
         "encoder": estimator.encoder_.to_dict(),
         "precision": dataclasses.asdict(estimator.precision_),
         "cost": dataclasses.asdict(estimator.cost_),
+        "spent": estimator.spent_.to_dict(),
     }
 
 
@@ -108,13 +124,8 @@ def _parameters(parameters: dict[str, Any], cls: type[ProARDEstimator]) -> dict[
         if name not in known:
             raise unknown_name("estimator parameter", name, known)
     if not isinstance(parameters["schedule"], str):
-        parameters["schedule"] = [_stage(row) for row in parameters["schedule"]]
+        parameters["schedule"] = [Stage.from_dict(row) for row in parameters["schedule"]]
     return parameters
-
-
-def _stage(row: dict[str, Any]) -> Stage:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-    return Stage(**values)
 
 
 def _as_bytes(images: torch.Tensor) -> torch.Tensor:

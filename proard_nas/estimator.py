@@ -3,50 +3,31 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self, cast
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.metrics import accuracy_score
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from . import supernets
 from ._errors import check_name, unknown_name
 from ._random import derive_seed
-from .attacks import ATTACKS, EPS, STEP_SIZE, seeded
-from .data import ArraySource, PreparedData, Source, prepare
-from .evaluation import AttackSettings, Evaluation, Label, calibrate, evaluate, label_students
+from .attacks import ATTACKS, EPS, STEP_SIZE
+from .data import Source
+from .evaluation import AttackSettings, Evaluation, Label, calibrate, evaluate
 from .evaluation.accuracy import predict_logits
 from .evaluation.population import label_student
-from .supernets import Architecture, StudentNet, Supernet
-from .training import (
-    PRECISIONS,
-    AttackBudget,
-    Precision,
-    Stage,
-    Trainer,
-    TrainSettings,
-    labelling_macs,
-    make_loss,
-    make_schedule,
-    plan_training,
-)
+from .supernets import Architecture, StudentNet
+from .training import AttackBudget, Stage
 
 if TYPE_CHECKING:
     from .search import SearchResult
-
-logger = logging.getLogger(__name__)
-
-DEVICES = ("auto", "cpu", "cuda")
-LEAST_LABELS = 12  # ten to fit the predictor and two to judge it
 
 
 class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -64,24 +45,53 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     model_args : dict, default=None
         Keyword arguments of the supernet, such as ``{'depths': (0, 1)}``.
     schedule : str or list of Stage, default='paper'
-        ``'paper'``, ``'random'`` or stages of one's own.
+        ``'paper'``, ``'released'``, ``'random'``, ``'sandwich'``, ``'attentive'``, or stages of
+        one's own.
     epochs : int, default=None
         Total epochs of a named schedule, shared between its stages in proportion; None keeps
         its own, 660 for the paper's.
     loss, teacher_loss : str or Objective, default='rslad', 'trades'
+        Of students: ``'rslad'``, ``'ard'``, ``'iad'``, ``'adaad'``. Of the largest student, the
+        teacher: ``'trades'``, ``'sat'``, ``'mart'``, ``'hat'``, ``'natural'``. Or an object or
+        function of one's own (see `proard_nas.training.losses`).
+    teacher : nn.Module or str, default=None
+        A teacher of one's own, from images in [0, 1] to logits, or the name of a timm model
+        (such as ``'local-dir:FOLDER'``), taken with its pretrained weights. All stages distil
+        from it. None is the largest student, trained first.
     batch_size : int, default=128
-        For arrays and datasets; a loader keeps its own.
-    lr : float, default=0.01
-        Peak learning rate of every stage of a named schedule (SGD, cosine to zero).
+        For arrays and datasets, over all processes; a loader keeps its own.
+    lr : float, default=None
+        Peak learning rate of every stage of a named schedule (SGD, cosine to zero); None keeps
+        the schedule's own, 0.01 for the paper's.
     momentum : float, default=0.9
     weight_decay : float, default=2e-4
     eps : float, default=8/255
         Largest change of a pixel under every attack, l-infinity, images in [0, 1].
     step_size : float, default=2/255
+    attack : {'pgd', 'ffgsm', 'n-fgsm'}, default='pgd'
+        The inner attack in training. The last two take a single step, some five times cheaper;
+        training is then watched for catastrophic overfitting.
     attack_steps : int, default=10
-        Of the inner attack in training.
+        Of PGD in training.
     eval_steps : int, default=20
         Of PGD in labels and in `robust_score`.
+    ema_decay : float, default=0.0
+        Decay of a moving average of the weights, which each stage then ends with; 0 is none.
+    clip_grad : float, default=None
+        Largest norm of the gradient.
+    awp : float, default=0.0
+        Adversarial weight perturbation relative to each weight's norm (0.005 is usual).
+    augment : {'none', 'crop', 'crop-flip'}, default='none'
+        Random crops and flips on the device. A loader or dataset that does its own needs none.
+    compile_teacher : bool, default=False
+        ``torch.compile`` for the teacher.
+    sync_batch_norm : bool, default=False
+        Under torchrun, batch statistics over all processes.
+    keep_best : bool, default=True
+        Each stage ends with its best weights by the mean robust accuracy of a few fixed students
+        on validation images.
+    n_watch : int, default=500
+        Validation images that training is watched on; 0 does not watch.
     n_labels : int, default=2000
         Students measured for the predictor, at least 12.
     n_calibration : int, default=4000
@@ -100,6 +110,10 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         ``precision='float32'`` bit for bit.
     progress : bool, default=True
         Progress bars where the output is a terminal.
+    log_dir : path, default=None
+        Folder for TensorBoard; needs the extra ``tensorboard``.
+    checkpoint_seconds : float, default=300
+        Longest time between two checkpoints of `fit` with ``checkpoint_dir``.
 
     Attributes
     ----------
@@ -112,9 +126,14 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     predictor_score_ : dict
         Held-out RMSE, Kendall's tau and R2 of natural and robust accuracy.
     history_ : list of dict
-        One record for each epoch.
+        One record for each epoch: stage, loss, learning rate, seconds, validation.
+    events_ : list of dict
+        Returns to an earlier state after a failure in training, with the reason.
     cost_ : TrainingCost
         What training and labelling were estimated to cost.
+    spent_ : Ledger
+        What they did cost: multiply-accumulates, seconds and, where the machine reports it,
+        energy, for each stage; ``spent_.for_devices(n)`` is the cost for n devices.
     precision_ : Precision
     image_size_ : (int, int)
     in_chans_ : int
@@ -138,14 +157,24 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         epochs: int | None = None,
         loss: Any = "rslad",
         teacher_loss: Any = "trades",
+        teacher: Any = None,
         batch_size: int = 128,
-        lr: float = 0.01,
+        lr: float | None = None,
         momentum: float = 0.9,
         weight_decay: float = 2e-4,
         eps: float = EPS,
         step_size: float = STEP_SIZE,
+        attack: str = "pgd",
         attack_steps: int = 10,
         eval_steps: int = 20,
+        ema_decay: float = 0.0,
+        clip_grad: float | None = None,
+        awp: float = 0.0,
+        augment: str = "none",
+        compile_teacher: bool = False,
+        sync_batch_norm: bool = False,
+        keep_best: bool = True,
+        n_watch: int = 500,
         n_labels: int = 2000,
         n_calibration: int = 4000,
         num_classes: int | None = None,
@@ -154,6 +183,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         precision: str = "auto",
         random_state: Any = None,
         progress: bool = True,
+        log_dir: str | os.PathLike[str] | None = None,
+        checkpoint_seconds: float = 300.0,
     ) -> None:
         self.model = model
         self.model_args = model_args
@@ -161,14 +192,24 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         self.epochs = epochs
         self.loss = loss
         self.teacher_loss = teacher_loss
+        self.teacher = teacher
         self.batch_size = batch_size
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.eps = eps
         self.step_size = step_size
+        self.attack = attack
         self.attack_steps = attack_steps
         self.eval_steps = eval_steps
+        self.ema_decay = ema_decay
+        self.clip_grad = clip_grad
+        self.awp = awp
+        self.augment = augment
+        self.compile_teacher = compile_teacher
+        self.sync_batch_norm = sync_batch_norm
+        self.keep_best = keep_best
+        self.n_watch = n_watch
         self.n_labels = n_labels
         self.n_calibration = n_calibration
         self.num_classes = num_classes
@@ -177,11 +218,19 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         self.precision = precision
         self.random_state = random_state
         self.progress = progress
+        self.log_dir = log_dir
+        self.checkpoint_seconds = checkpoint_seconds
 
     # -- fitting ------------------------------------------------------------------------------
 
     @with_callbacks  # type: ignore[untyped-decorator]
-    def fit(self, X: Any, y: Any = None, val_loader: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        val_loader: Any = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+    ) -> Self:
         """Train the supernet, label students and fit the predictor.
 
         Parameters
@@ -194,6 +243,9 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
             Labels, with arrays only.
         val_loader : loader, Dataset or (X, y), default=None
             Validation data; None takes a part of the training data. Never give test data.
+        checkpoint_dir : path, default=None
+            A folder for checkpoints and labels. If it holds those of a run with the same settings
+            and data, `fit` goes on from there and says from where.
 
         Returns
         -------
@@ -203,138 +255,31 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         Raises
         ------
         ValueError
-            If a parameter or the data is not usable; before any training starts.
+            If a parameter or the data is not usable, or ``checkpoint_dir`` holds a run of other
+            settings (the message names the difference); before any training starts.
+        TrainingFailedError
+            If training fails again after three returns to the last good state.
+        KeyboardInterrupt, SystemExit
+            On Ctrl-C or SIGTERM: after a checkpoint, within one batch. The estimator then has
+            ``supernet_`` as it is, can predict and extract, and `fit` with the same
+            ``checkpoint_dir`` goes on.
+
+        Notes
+        -----
+        Under ``torchrun --nproc-per-node N`` the processes train together; each ends with the same
+        fitted estimator.
         """
-        self._check_parameters()
-        seed = int(check_random_state(self.random_state).randint(2**31))
-        data = prepare(
-            X,
-            y,
-            val_data=val_loader,
-            val_fraction=self.val_fraction,
-            num_classes=self.num_classes,
-            batch_size=self.batch_size,
-            seed=derive_seed(seed, "split"),
-        )
-        supernet = self._build_supernet(data, seed)
-        stages = self._stages(supernet)
-        self._check_labels(supernet)
-        self._describe(data, seed)
-        self.calibration_images_ = data.train.head(self.n_calibration, seed=derive_seed(seed, "calibration")).x
-        self._train(supernet, stages, data)
-        self._label(supernet, data.val)
+        from ._fitting import fit
+
+        fit(self, X, y, val_loader, checkpoint_dir)
         return self
 
-    def _check_parameters(self) -> None:
-        check_name("model", self.model, supernets.SUPERNETS)
-        check_name("precision", self.precision, PRECISIONS)
-        if self.device.partition(":")[0] not in DEVICES:
-            raise unknown_name("device", self.device, DEVICES)
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device={self.device!r} was asked for, but torch finds no CUDA device; allowed: 'cpu'")
-        self._budget()
-        self._attack("pgd")
-        TrainSettings(self.batch_size, self.momentum, self.weight_decay)
-        make_loss(self.loss)
-        make_loss(self.teacher_loss)
-        for name, lowest in (("n_labels", LEAST_LABELS), ("n_calibration", 1)):
-            if not isinstance(getattr(self, name), (int, np.integer)) or getattr(self, name) < lowest:
-                raise ValueError(f"{name} must be an integer of at least {lowest}, got {getattr(self, name)!r}")
-        self._stages(self._make_model())
-
-    def _make_model(self, **args: Any) -> Supernet:
-        """Build the supernet; without arguments only its shape, to check parameters early."""
-        with torch.device("meta" if not args else "cpu"):
-            return cast(Supernet, timm.create_model(self.model, **{**args, **(self.model_args or {})}))
-
-    def _build_supernet(self, data: PreparedData, seed: int) -> Supernet:
-        summary = data.summary
-        self.device_ = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        )
-        with seeded(derive_seed(seed, "weights")):
-            supernet = self._make_model(
-                num_classes=summary.num_classes,
-                in_chans=summary.in_chans,
-                norm_mean=summary.mean,
-                norm_std=summary.std,
-            )
-        return supernet.to(self.device_)
-
-    def _stages(self, supernet: Supernet) -> list[Stage]:
-        return make_schedule(
-            self.schedule,
-            supernet.space,
-            loss=self.loss,
-            teacher_loss=self.teacher_loss,
-            epochs=self.epochs,
-            lr=self.lr,
-        )
-
-    def _check_labels(self, supernet: Supernet) -> None:
-        if self.n_labels > supernet.space.size:
-            raise ValueError(f"n_labels={self.n_labels} is more than the {supernet.space.size} students there are")
-
-    def _describe(self, data: PreparedData, seed: int) -> None:
-        summary = data.summary
-        self.seed_, self.encoder_, self.classes_ = seed, data.scaler, summary.classes
-        self.in_chans_, self.image_size_ = summary.in_chans, summary.image_size
-        self.n_features_in_ = data.scaler.n_features or summary.in_chans * int(np.prod(summary.image_size))
-        self.n_train_, self.n_val_ = summary.n_train, summary.n_val
-
-    def _train(self, supernet: Supernet, stages: list[Stage], data: PreparedData) -> None:
-        train = self._on_device(data.train)
-        settings = TrainSettings(
-            self.batch_size,
-            self.momentum,
-            self.weight_decay,
-            self._budget(),
-            Precision(),
-            derive_seed(self.seed_, "training"),
-            self.progress,
-        )
-        epochs = sum(stage.epochs for stage in stages)
-        with self._epoch_callback(epochs) as on_epoch:
-            trainer = Trainer(supernet, train, self.calibration_images_, settings, on_epoch)
-            mean = float(np.mean([self._macs(supernet, supernet.space.sample(i)) for i in range(20)]))
-            labels = labelling_macs(self.n_labels, self.n_val_, len(self.calibration_images_), self.eval_steps, mean)
-            self.precision_, self.cost_ = plan_training(trainer, stages, self.precision, labels)
-            trainer.use(self.precision_)
-            self.history_ = trainer.run(stages)
-        self.supernet_ = supernet
-
-    def _macs(self, supernet: Supernet, arch: Architecture) -> int:
-        return supernet.cost(arch, self.image_size_).macs
-
-    def _label(self, supernet: Supernet, val: Source) -> None:
-        from .search import AccuracyPredictor
-
-        seed = derive_seed(self.seed_, "labels")
-        self._val = self._on_device(val)
-        self.labels_ = label_students(
-            supernet,
-            supernet.space.sample_distinct(self.n_labels, seed),
-            self._val,
-            self.calibration_images_,
-            attack=self._attack("pgd"),
-            seed=seed,
-            progress=self.progress,
-        )
-        self.predictor_ = AccuracyPredictor(supernet.space, self._cost, random_state=derive_seed(seed, "predictor"))
-        self.predictor_score_ = self.predictor_.holdout(self.labels_.architectures, self.labels_.accuracies, seed=seed)
-
     def _cost(self, arch: Architecture) -> supernets.Cost:
-        return self.supernet_.cost(arch, self.image_size_)
-
-    def _epoch_callback(self, epochs: int) -> Any:
-        """Tie scikit-learn's callbacks to the epochs of training."""
-        return _EpochTasks(self, epochs)
-
-    def _on_device(self, source: Source) -> Source:
-        return source.to(self.device_) if isinstance(source, ArraySource) else source
+        cost: supernets.Cost = self.supernet_.cost(arch, self.image_size_)
+        return cost
 
     def _budget(self) -> AttackBudget:
-        return AttackBudget(self.eps, self.step_size, self.attack_steps)
+        return AttackBudget(self.eps, self.step_size, self.attack_steps, self.attack)
 
     def _attack(self, name: str, eps: float | None = None, steps: int | None = None) -> AttackSettings:
         return AttackSettings(name, eps or self.eps, self.step_size, steps or self.eval_steps)
@@ -412,7 +357,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         """
         check_is_fitted(self, "supernet_")
         arch = Architecture.from_dict(arch) if isinstance(arch, dict) else arch
-        student = self.supernet_.extract(arch or self.supernet_.space.largest)
+        student: StudentNet = self.supernet_.extract(arch or self.supernet_.space.largest)
         height, width = self.image_size_
         student.pretrained_cfg |= {
             "input_size": (self.in_chans_, height, width),
@@ -420,7 +365,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
             "num_classes": len(self.classes_),
             "label_names": [str(c) for c in self.classes_],
         }
-        return calibrate(student.to(memory_format=torch.contiguous_format), self.calibration_images_).eval()
+        student = student.to(memory_format=torch.contiguous_format)
+        return calibrate(student, self.calibration_images_).eval()
 
     # -- prediction with the largest student --------------------------------------------------
 
@@ -523,23 +469,3 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         tags.input_tags.sparse = False
         tags.non_deterministic = False
         return tags
-
-
-class _EpochTasks:
-    """Reports each epoch of training to scikit-learn's callbacks as a task of `fit`."""
-
-    def __init__(self, estimator: ProARDEstimator, epochs: int) -> None:
-        self.estimator = estimator
-        self.context = estimator._init_callback_context(max_subtasks=epochs)
-
-    def __enter__(self) -> Callable[[dict[str, Any]], bool]:
-        self.context.call_on_fit_task_begin(estimator=self.estimator)
-        return self._epoch
-
-    def _epoch(self, record: dict[str, Any]) -> bool:
-        task = self.context.subcontext(task_name="epoch")
-        task.call_on_fit_task_begin(estimator=self.estimator)
-        return bool(task.call_on_fit_task_end(estimator=self.estimator, metadata=record))
-
-    def __exit__(self, *error: object) -> None:
-        self.context.call_on_fit_task_end(estimator=self.estimator)

@@ -8,6 +8,7 @@ from proard_nas.data.loaders import DatasetSource, LoaderSource
 from proard_nas.data.preparing import DataSummary, PreparedData, prepare
 from proard_nas.data.scanning import Scan, scan
 from proard_nas.data.serving import image_batches, labelled_source
+from proard_nas.data.sharding import sharded
 from proard_nas.data.sources import ArraySource, Source
 from proard_nas.data.splitting import split_indices
 
@@ -27,5 +28,6 @@ __all__ = [
     "load_npz",
     "prepare",
     "scan",
+    "sharded",
     "split_indices",
 ]

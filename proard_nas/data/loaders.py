@@ -87,7 +87,14 @@ class DatasetSource:
         """Return how many batches `batches` yields with the same arguments."""
         return count_batches(len(self), self._batch_size(batch_size), drop_last)
 
-    def batches(self, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
+    def batch_sizes(self, batch_size: int) -> list[int]:
+        """Return the number of images in each batch of `batches` with the same argument."""
+        size, n = self._batch_size(batch_size), len(self)
+        return [min(size, n - start) for start in range(0, n, size)]
+
+    def batches(
+        self, batch_size: int, *, seed: int | None = None, drop_last: bool = False, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Pass over the data once.
 
         Parameters
@@ -98,6 +105,9 @@ class DatasetSource:
             Decides the order and the draws of random transforms; None keeps the order, with the transforms of seed 0.
         drop_last : bool, default=False
             Leave a shorter last batch out, unless it is the only one.
+        shard : (int, int), default=(0, 1)
+            This process's rank and the number of processes: of each batch only images rank, rank + size, ... are
+            loaded.
 
         Yields
         ------
@@ -107,13 +117,38 @@ class DatasetSource:
         size = self._batch_size(batch_size)
         settings = {**self.loader_settings, "batch_size": size, "drop_last": drop_last and len(self) >= size}
         generator = torch.Generator().manual_seed(seed or 0)
-        loader = DataLoader(self.dataset, shuffle=seed is not None, generator=generator, **settings)
+        if shard[1] > 1:
+            sampler = _ShardedBatches(self.dataset, generator, seed is not None, settings, shard)
+            rest = {k: v for k, v in settings.items() if k not in ("batch_size", "drop_last")}
+            loader = DataLoader(self.dataset, batch_sampler=sampler, generator=generator, **rest)
+        else:
+            loader = DataLoader(self.dataset, shuffle=seed is not None, generator=generator, **settings)
         yield from checked(seeded_pass(_explain_collation(loader), seed or 0))
 
     def _batch_size(self, batch_size: int) -> int:
         size = self.loader_settings.get("batch_size") or batch_size
         check_positive("batch_size", size)
         return int(size)
+
+
+class _ShardedBatches:
+    """The batches of a `DataLoader` with the same arguments, of each the part of one process."""
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        generator: torch.Generator,
+        shuffle: bool,
+        settings: Mapping[str, Any],
+        shard: tuple[int, int],
+    ) -> None:
+        order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)  # type: ignore[arg-type]
+        self._batches = BatchSampler(order, settings["batch_size"], settings["drop_last"])
+        self._rank, self._size = shard
+
+    def __iter__(self) -> Iterator[list[int]]:
+        parts = (batch[self._rank :: self._size] for batch in self._batches)
+        return (part for part in parts if part)
 
 
 class LoaderSource:

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from proard_nas import distributed
 from proard_nas.supernets import Supernet, is_calibrated, statistics_of
 from proard_nas.supernets.supernet import share_statistics
 
@@ -18,7 +19,7 @@ class UncalibratedError(RuntimeError):
     """A student's batch norm statistics have not been computed for it."""
 
 
-def calibrate(network: Network, images: Tensor, batch_size: int = 256) -> Network:
+def calibrate(network: Network, images: Tensor, batch_size: int = 256, *, reduce: bool = False) -> Network:
     """Compute a network's batch norm statistics in one pass over images.
 
     The statistics are replaced by the average over batches of equal weight. Everything else
@@ -32,6 +33,9 @@ def calibrate(network: Network, images: Tensor, batch_size: int = 256) -> Networ
     images : Tensor of shape (N, C, H, W)
         *Training* images in [0, 1]; the library's default is 4,000.
     batch_size : int, default=256
+    reduce : bool, default=False
+        Share the batches between the processes of a distributed run, which must all make this call with the same
+        images; the statistics are those of a single process.
 
     Returns
     -------
@@ -47,12 +51,15 @@ def calibrate(network: Network, images: Tensor, batch_size: int = 256) -> Networ
         raise ValueError("calibration needs at least one image, got none")
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if isinstance(network, Supernet) and network.active != network.space.largest:
-        student = calibrate(network.student(network.active), images, batch_size)
+        student = calibrate(network.student(network.active), images, batch_size, reduce=reduce)
         share_statistics_of_active(network, student)
         return network
     modes = [(module, module.training) for module in network.modules()]
     momenta = [norm.momentum for norm in norms]
     device = next(network.parameters()).device
+    chunks = even_chunks(images, batch_size)
+    if reduce:
+        chunks = chunks[distributed.rank() :: distributed.world_size()]
     try:
         network.eval()
         for norm in norms:
@@ -60,14 +67,30 @@ def calibrate(network: Network, images: Tensor, batch_size: int = 256) -> Networ
             norm.train()
             norm.momentum = None
         with torch.no_grad():
-            for batch in even_chunks(images, batch_size):
+            for batch in chunks:
                 network(batch.to(device))
+            if reduce:
+                _average(norms, len(chunks))
     finally:
         for module, mode in modes:
             module.training = mode
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return network
+
+
+def _average(norms: list[nn.modules.batchnorm._BatchNorm], n_batches: int) -> None:
+    """Average statistics over the processes, each weighted by its number of batches."""
+    statistics = [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
+    count = torch.full((), float(n_batches), device=statistics[0].device) if statistics else torch.zeros(())
+    for tensor in statistics:
+        tensor.mul_(n_batches)
+    distributed.sum_in_place([*statistics, count])
+    for tensor in statistics:
+        tensor.div_(count)
+    for norm in norms:
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.fill_(int(count))
 
 
 def share_statistics_of_active(supernet: Supernet, student: nn.Module) -> None:

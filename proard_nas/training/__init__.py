@@ -1,28 +1,53 @@
-"""Training: schedules of stages, losses with their inner attacks, the loop, precision and cost."""
+"""Training: schedules of stages, losses with their inner attacks, the loop, its records, precision and cost."""
 
+from .accounting import EnergyMeter, Ledger, Spent
+from .augment import AUGMENTATIONS, Augmentation
 from .budget import TrainingCost, training_cost
-from .losses import LOSSES, AttackBudget, Objective, make_loss
+from .checkpoint import CheckpointError, CheckpointStore
+from .losses import LOSSES, AttackBudget, Batch, Noise, Objective, Passes, make_loss, register_loss
+from .monitor import Validation
 from .planning import labelling_macs, plan_training
 from .precision import CANDIDATES, PRECISIONS, Precision, fastest
-from .schedule import SCHEDULES, Stage, make_schedule
-from .trainer import Trainer, TrainSettings
+from .records import TensorBoardWriter
+from .sampling import SAMPLERS
+from .schedule import SCHEDULES, make_schedule
+from .settings import TrainSettings
+from .signals import raise_for
+from .stage import Stage
+from .trainer import Trainer, TrainingFailedError
 
 __all__ = [
+    "AUGMENTATIONS",
     "CANDIDATES",
     "LOSSES",
     "PRECISIONS",
+    "SAMPLERS",
     "SCHEDULES",
     "AttackBudget",
+    "Augmentation",
+    "Batch",
+    "CheckpointError",
+    "CheckpointStore",
+    "EnergyMeter",
+    "Ledger",
+    "Noise",
     "Objective",
+    "Passes",
     "Precision",
+    "Spent",
     "Stage",
+    "TensorBoardWriter",
     "TrainSettings",
     "Trainer",
     "TrainingCost",
+    "TrainingFailedError",
+    "Validation",
     "fastest",
     "labelling_macs",
     "make_loss",
     "make_schedule",
     "plan_training",
+    "raise_for",
+    "register_loss",
     "training_cost",
 ]

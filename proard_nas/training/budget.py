@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from proard_nas.supernets import Supernet
+from proard_nas.supernets import Architecture, Supernet
 
-from .losses import AttackBudget, make_loss
+from .losses import AttackBudget, Objective, Passes, make_loss
 from .sampling import SAMPLERS
-from .schedule import Stage
+from .stage import Stage
 
 FORWARD, TO_IMAGES, TO_WEIGHTS = 1, 1, 2
 SAMPLES = 50
@@ -48,8 +48,8 @@ def training_cost(
 ) -> TrainingCost:
     """Count the multiply-accumulates of a schedule.
 
-    A backward pass to the images counts as one forward pass, one to the weights as two. The
-    size of sampled students is the mean over 50 draws.
+    The size of sampled students is the mean over 50 draws. A teacher or helper of one's own
+    counts as if it were the largest student.
 
     Parameters
     ----------
@@ -58,7 +58,9 @@ def training_cost(
     n_images : int
         Images in one epoch.
     budget : AttackBudget
+        Of the training's settings; a stage's own attack stands in its place.
     img_size : (int, int)
+        Height and width in pixels.
     """
     return TrainingCost(
         tuple((stage.name, stage.epochs * n_images * stage_macs(supernet, stage, budget, img_size)) for stage in stages)
@@ -66,23 +68,84 @@ def training_cost(
 
 
 def stage_macs(supernet: Supernet, stage: Stage, budget: AttackBudget, img_size: tuple[int, int]) -> float:
-    """Return the multiply-accumulates that one image costs in one step of a stage."""
-    loss = make_loss(stage.loss)
-    adversarial = not _is_natural(stage)
-    passes = FORWARD + TO_WEIGHTS
-    if adversarial:
-        passes = 2 * passes + budget.steps * (FORWARD + TO_IMAGES) + (0 if loss.needs_teacher else FORWARD)
+    """Return the mean multiply-accumulates that one image costs in one step of a stage."""
+
+    def cost(arch: Architecture) -> float:
+        return supernet.cost(arch, img_size).macs
+
+    space, largest = stage.space(supernet.space), supernet.space.largest
+    loss, teacher_loss = make_loss(stage.loss), make_loss(stage.teacher_loss)
     rng = np.random.default_rng(0)
-    space = supernet.space.with_elastic(stage.elastic)
-    n = 1 if space.size == 1 else SAMPLES
-    drawn = [a for _ in range(n) for a in SAMPLERS[stage.sampler](space, stage.students_per_step, rng)]
-    students = sum(supernet.cost(arch, img_size).macs for arch in drawn) / n
-    teacher = supernet.cost(supernet.space.largest, img_size).macs if loss.needs_teacher else 0
-    return passes * students + FORWARD * teacher
+    steps = []
+    for _ in range(1 if space.size == 1 else SAMPLES):
+        students = SAMPLERS[stage.sampler](space, stage.students_per_step, rng, cost)
+        losses = [teacher_loss if stage.teacher == "live" and arch == largest else loss for arch in students]
+        macs = [cost(arch) for arch in students]
+        steps.append(step_macs(losses, macs, cost(largest), stage.budget(budget), stage.share_attack))
+    return sum(steps) / len(steps)
 
 
-def _is_natural(stage: Stage) -> bool:
-    return stage.loss == "natural"
+def step_macs(
+    loss: Objective | Sequence[Objective],
+    students_macs: Sequence[float],
+    teacher_macs: float,
+    budget: AttackBudget,
+    share_attack: bool,
+    helper_macs: float | None = None,
+) -> float:
+    """Return the multiply-accumulates that one image costs in one optimizer step.
+
+    A backward pass to the images costs as much as a forward pass, one to the weights twice as
+    much. The forward passes of each kind are those that the loss declares in its ``passes``.
+
+    Parameters
+    ----------
+    loss : Objective or sequence of Objective
+        One for all students, or one for each.
+    students_macs : sequence of float
+        Multiply-accumulates of one forward pass of each student of the step, for one image.
+    teacher_macs : float
+        The same for the teacher.
+    budget : AttackBudget
+        Of this step: the stage's own.
+    share_attack : bool
+        Whether all students get the images made for the first of them.
+    helper_macs : float, default=None
+        The same as ``teacher_macs`` for the helper; None is the teacher's.
+
+    Examples
+    --------
+    Clean logits for the attack, 10 times forward and backward to the images, then clean and
+    adversarial images forward and backward to the weights:
+
+    >>> step_macs(make_loss('trades'), [1.0], 1.0, AttackBudget(steps=10), False)
+    27.0
+    """
+    losses = list(loss) if isinstance(loss, Sequence) else [loss] * len(students_macs)
+    helper_macs = teacher_macs if helper_macs is None else helper_macs
+    students = [(each.passes, macs) for each, macs in zip(losses, students_macs, strict=True)]
+    attacked = students[:1] if share_attack else students
+    teacher_on_clean_images = any(passes.teacher for passes, _ in students)
+    return (
+        sum(_attack_macs(passes, macs, teacher_macs, budget) for passes, macs in attacked)
+        + sum(_outer_macs(passes, macs, teacher_macs, helper_macs) for passes, macs in students)
+        + FORWARD * teacher_on_clean_images * teacher_macs
+    )
+
+
+def _outer_macs(passes: Passes, student: float, teacher: float, helper: float) -> float:
+    """Count one student's outer loss, but for the teacher on the clean images, which all students share."""
+    others = max(0, passes.teacher - 1) * teacher + passes.helper * helper
+    return passes.student * (FORWARD + TO_WEIGHTS) * student + FORWARD * others
+
+
+def _attack_macs(passes: Passes, student: float, teacher: float, budget: AttackBudget) -> float:
+    """Count the inner attack on one student."""
+    if not passes.attacked:
+        return 0.0
+    before = passes.setup + (budget.batch_norm == "clean")  # whose statistics take a pass of their own
+    networks = student + (teacher if passes.teacher_in_attack else 0.0)
+    return FORWARD * before * student + (FORWARD + TO_IMAGES) * budget.n_steps * networks
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,8 @@ from proard_nas.supernets import Supernet
 from .budget import TrainingCost, stage_macs, training_cost
 from .losses import make_loss
 from .precision import CANDIDATES, Precision, fastest
-from .schedule import Stage
+from .stage import Stage
+from .step import Job, StepRunner
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -23,21 +24,22 @@ LONG = 30 * 60
 
 
 def plan_training(
-    trainer: Trainer, stages: Sequence[Stage], precision: str, labelling_macs: float = 0.0
+    trainer: Trainer, stages: Sequence[Stage], precision: str | Precision, labelling_macs: float = 0.0
 ) -> tuple[Precision, TrainingCost]:
     """Time a few steps on this device; choose the precision and state the cost of the schedule.
 
-    The measured step is the first stage's loss on one random student, on a part of one batch,
-    so that a large network is measured in seconds. The cost is logged, as a warning with the
-    settings that make it smaller where it takes more than half an hour.
+    The measured step is a TRADES step (or a natural one, if the first stage is natural) on one
+    random student, on a part of one batch, so that a large network is measured in seconds. The
+    cost is logged, as a warning with the settings that make it smaller where it takes more than
+    half an hour.
 
     Parameters
     ----------
     trainer : Trainer
         Its supernet's weights and statistics stay as they are.
     stages : list of Stage
-    precision : {'auto', 'float32', 'bfloat16'}
-        ``'auto'`` takes the fastest number format and memory layout; the others are
+    precision : {'auto', 'float32', 'bfloat16'} or Precision
+        ``'auto'`` takes the fastest number format and memory layout; the other names are
         channels_last, so that the same seed gives the same bits.
     labelling_macs : float, default=0.0
         Multiply-accumulates of labelling, added to the cost.
@@ -51,20 +53,26 @@ def plan_training(
     x, y = next(iter(trainer.source.batches(trainer.settings.batch_size)))
     img_size = (int(x.shape[2]), int(x.shape[3]))
     arch = supernet.space.sample(0)
-    macs = stage_macs(supernet, dataclasses.replace(stages[0], elastic=()), budget, img_size)
+    loss = "trades" if make_loss(stages[0].loss).passes.attacked else "natural"
+    stage = dataclasses.replace(stages[0], loss=loss, elastic=(), teacher="frozen", students_per_step=1)
+    macs = stage_macs(supernet, stage, budget, img_size)
     macs *= supernet.cost(arch, img_size).macs / supernet.cost(supernet.space.largest, img_size).macs
     n = max(2, min(len(x), int(STEP_MACS / macs)))
-    loss = make_loss(stages[0].loss)
+    job, runner = Job.of(stage, stage.budget(budget), [arch], 0, n, 0.0), StepRunner(supernet, CANDIDATES[0])
 
     def step(candidate: Precision) -> None:
         candidate.prepare(supernet)
+        runner.precision = candidate
         supernet.train()
-        trainer.gradients(loss, x[:n], y[:n], [arch], 0, candidate)
+        runner.gradients(job, x[:n], y[:n])
         supernet.zero_grad(set_to_none=True)
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
 
-    wanted = CANDIDATES if precision == "auto" else (Precision(precision, channels_last=True),)
+    if isinstance(precision, str):
+        wanted = CANDIDATES if precision == "auto" else (Precision(precision, channels_last=True),)
+    else:
+        wanted = (precision,)
     choice, seconds = fastest(step, wanted)
     cost = training_cost(supernet, stages, len(trainer.source), budget, img_size)
     stages_and_labels = (*cost.stages, ("labelling", labelling_macs)) if labelling_macs else cost.stages

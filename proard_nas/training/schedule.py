@@ -1,73 +1,25 @@
-"""Schedules as values: a list of stages, each with its elastic dimensions, loss and length."""
+"""Named schedules: the paper's, the released code's and their rivals, each a list of stages."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from proard_nas._errors import check_name, unknown_name
+from proard_nas._errors import unknown_name
 from proard_nas.supernets import SearchSpace
 
-from .losses import Objective, make_loss
-from .sampling import SAMPLERS
+from .losses import Objective
+from .stage import Stage
 
-DIMENSIONS = ("width_mult", "kernel_size", "depth", "expand_ratio")
+__all__ = ["SCHEDULES", "Schedule", "Stage", "attentive", "make_schedule", "paper", "random", "released", "sandwich"]
 
+Schedule = Callable[[SearchSpace, str | Objective, str | Objective], list[Stage]]
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage of training.
-
-    Parameters
-    ----------
-    name : str
-    epochs : int
-        Passes over the training data, at least 1.
-    loss : str or Objective
-        ``'trades'``, ``'rslad'``, ``'natural'`` or an object of the same form.
-    elastic : tuple of str, default=()
-        The dimensions that vary (``'width_mult'``, ``'kernel_size'``, ``'depth'``,
-        ``'expand_ratio'``); none trains the largest network alone.
-    lr : float, default=0.01
-        Peak learning rate of the stage; it falls to zero along a cosine.
-    sampler : {'uniform', 'sandwich'}, default='uniform'
-        How the students of a step are drawn.
-    students_per_step : int, default=1
-    sort_channels : tuple of str, default=()
-        Dimensions whose channels are sorted by importance before the stage.
-    drop_rate : float, default=0.0
-        Dropout before the classifier during the stage.
-
-    Raises
-    ------
-    ValueError
-        For unknown names, less than one epoch or student, or a learning rate that is not positive.
-    """
-
-    name: str
-    epochs: int
-    loss: str | Objective
-    elastic: tuple[str, ...] = ()
-    lr: float = 0.01
-    sampler: str = "uniform"
-    students_per_step: int = 1
-    sort_channels: tuple[str, ...] = ()
-    drop_rate: float = 0.0
-
-    def __post_init__(self) -> None:
-        make_loss(self.loss)
-        check_name("sampler", self.sampler, SAMPLERS)
-        for dimension in (*self.elastic, *self.sort_channels):
-            check_name("dimension", dimension, DIMENSIONS)
-        if self.epochs < 1 or self.students_per_step < 1:
-            raise ValueError(
-                f"stage {self.name!r} needs at least one epoch and one student in each step; "
-                f"got epochs={self.epochs}, students_per_step={self.students_per_step}"
-            )
-        if not self.lr > 0 or not 0 <= self.drop_rate < 1:
-            raise ValueError(
-                f"stage {self.name!r} needs lr > 0 and 0 <= drop_rate < 1; got {self.lr}, {self.drop_rate}"
-            )
+STEPS = (("width_mult", "kernel_size"), ("depth",), ("expand_ratio",))
+SORTABLE = ("width_mult", "expand_ratio")
+LISTS = {"depth": "depths", "expand_ratio": "expand_ratios"}
+SANDWICH_STUDENTS = 3
+RELEASED_PASSES = {"depth": 2, "expand_ratio": 4}
 
 
 def paper(space: SearchSpace, loss: str | Objective, teacher_loss: str | Objective) -> list[Stage]:
@@ -78,31 +30,58 @@ def paper(space: SearchSpace, loss: str | Objective, teacher_loss: str | Objecti
     the dimensions skips its stage.
     """
     stages = [Stage("teacher", 300, teacher_loss)]
-    opened: tuple[str, ...] = ()
-    sortable = {"width_mult", "expand_ratio"}
-    for group in (("width_mult", "kernel_size"), ("depth",), ("expand_ratio",)):
-        new = tuple(name for name in group if name in space.dimensions)
-        if new:
-            opened = (*opened, *new)
-            stages.append(
-                Stage(new[0], 120, loss, opened, sort_channels=tuple(n for n in new if n in sortable), drop_rate=0.1)
-            )
+    for new, opened in _openings(space):
+        sort = tuple(name for name in new if name in SORTABLE)
+        stages.append(Stage(new[0], 120, loss, opened, sort_channels=sort, drop_rate=0.1))
+    return stages
+
+
+def released(space: SearchSpace, loss: str | Objective, teacher_loss: str | Objective) -> list[Stage]:
+    """The schedule of the paper's released code: 125 epochs for the teacher, then 1,025 students.
+
+    Each student is kept for one pass over the data. Width or kernel takes 125 passes. Depth
+    takes 25 and then 125 epochs of two passes, expansion 25 and then 125 of four; the first
+    phase opens the two largest choices, the second all. Nesterov's momentum, learning rates for
+    batches of 64 on one device, 5 warm-up epochs where the code has them; only the channels of
+    the expansion are sorted. The code moreover spares biases and batch norms the weight decay,
+    starts the warm-up at one device's learning rate, and attacks with eps 0.031 in 10 steps of
+    0.0078.
+    """
+    teacher = Stage("teacher", 125, teacher_loss, lr=0.1, warmup=5, nesterov=True, weight_decay=2e-4)
+    step = dataclasses.replace(teacher, loss=loss, lr=3e-2, draw="epoch", weight_decay=3e-5, drop_rate=0.1)
+    stages = [teacher]
+    for new, opened in _openings(space):
+        name = new[0]
+        step = dataclasses.replace(step, name=name, elastic=opened)
+        stages += _phases(step, space, name) if name in RELEASED_PASSES else [step]
     return stages
 
 
 def random(space: SearchSpace, loss: str | Objective, teacher_loss: str | Objective) -> list[Stage]:
     """The baseline: the same teacher, then all dimensions at once for as many epochs as `paper`'s steps."""
-    teacher, *steps = paper(space, loss, teacher_loss)
-    if not steps:
-        return [teacher]
-    epochs = sum(stage.epochs for stage in steps)
-    sort = tuple(n for stage in steps for n in stage.sort_channels)
-    return [teacher, Stage("random", epochs, loss, space.dimensions, sort_channels=sort, drop_rate=0.1)]
+    return _at_once(paper(space, loss, teacher_loss), "random", "uniform")
 
 
-SCHEDULES: dict[str, Callable[[SearchSpace, str | Objective, str | Objective], list[Stage]]] = {
+def sandwich(space: SearchSpace, loss: str | Objective, teacher_loss: str | Objective) -> list[Stage]:
+    """The sandwich rule: the same teacher, then the largest, the smallest and a random student in each step.
+
+    All dimensions are open at once (Yu and Huang 2019, section 3). A third of the epochs of
+    `paper`'s steps makes as many student-steps: three in each optimizer step.
+    """
+    return _at_once(paper(space, loss, teacher_loss), "sandwich", "sandwich", SANDWICH_STUDENTS)
+
+
+def attentive(space: SearchSpace, loss: str | Objective, teacher_loss: str | Objective) -> list[Stage]:
+    """The baseline with students drawn evenly over cost (see `sampling.attentive`), not over choices."""
+    return _at_once(paper(space, loss, teacher_loss), "attentive", "attentive")
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "attentive": attentive,
     "paper": paper,
     "random": random,
+    "released": released,
+    "sandwich": sandwich,
 }
 
 
@@ -113,22 +92,29 @@ def make_schedule(
     loss: str | Objective = "rslad",
     teacher_loss: str | Objective = "trades",
     epochs: int | None = None,
-    lr: float = 0.01,
+    lr: float | None = None,
+    own_teacher: bool = False,
 ) -> list[Stage]:
     """Return the stages of a schedule.
 
     Parameters
     ----------
     schedule : str or list of Stage
-        ``'paper'``, ``'random'``, or stages of one's own, which are taken as they are.
+        ``'paper'``, ``'released'``, ``'random'``, ``'sandwich'``, ``'attentive'``, or stages of
+        one's own, which are taken as they are.
     space : SearchSpace
         Stages that the space offers no choice for are left out of a named schedule.
     loss, teacher_loss : str or Objective, default='rslad', 'trades'
     epochs : int, default=None
-        Total epochs of a named schedule, shared between its stages in proportion, at least one
-        each; None keeps its own (660 for ``'paper'``).
-    lr : float, default=0.01
-        Peak learning rate of every stage of a named schedule.
+        Total passes over the data of a named schedule, shared between its stages in proportion,
+        at least one each, their warm-ups too; None keeps its own (660 for ``'paper'``, 1150 for
+        ``'released'``, 420 for ``'sandwich'``, of which 120 train three students in each step).
+    lr : float, default=None
+        Peak learning rate of every stage of a named schedule; None keeps the schedule's own
+        (0.01 throughout, but from 0.1 down to 2.5e-3 for ``'released'``).
+    own_teacher : bool, default=False
+        Whether the caller brings a trained teacher: then the first stage of a named schedule,
+        which trains the largest network, distils from it with ``loss`` as the others do.
 
     Raises
     ------
@@ -142,8 +128,56 @@ def make_schedule(
         return stages
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)
-    stages = [dataclasses.replace(stage, lr=lr) for stage in SCHEDULES[schedule](space, loss, teacher_loss)]
+    stages = SCHEDULES[schedule](space, loss, loss if own_teacher else teacher_loss)
+    if lr is not None:
+        stages = [dataclasses.replace(stage, lr=lr) for stage in stages]
     return stages if epochs is None else _scale(stages, epochs)
+
+
+def _openings(space: SearchSpace) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return the steps the space has: the dimensions each opens, and all that are open then."""
+    openings: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    opened: tuple[str, ...] = ()
+    for group in STEPS:
+        new = tuple(name for name in group if name in space.dimensions)
+        if new:
+            opened = (*opened, *new)
+            openings.append((new, opened))
+    return openings
+
+
+def _phases(step: Stage, space: SearchSpace, dimension: str) -> list[Stage]:
+    """Split a step of the released code in two: the dimension's two largest choices, then all."""
+    passes, choices = RELEASED_PASSES[dimension], LISTS[dimension]
+    first = dataclasses.replace(
+        step,
+        name=f"{dimension} 1",
+        epochs=25 * passes,
+        lr=2.5e-3,
+        warmup=0,
+        choices={choices: sorted(getattr(space, choices))[-2:]},
+        sort_channels=(dimension,) if dimension in SORTABLE else (),
+    )
+    second = dataclasses.replace(
+        step, name=f"{dimension} 2", epochs=125 * passes, lr=7.5e-3, warmup=step.warmup * passes
+    )
+    return [first, second]
+
+
+def _at_once(stages: list[Stage], name: str, sampler: str, students: int = 1) -> list[Stage]:
+    """Put one stage with all dimensions and as many student-steps in the place of a schedule's steps."""
+    teacher, *steps = stages
+    if not steps:
+        return [teacher]
+    merged = dataclasses.replace(
+        steps[-1],
+        name=name,
+        epochs=sum(stage.epochs for stage in steps) // students,
+        sampler=sampler,
+        students_per_step=students,
+        sort_channels=tuple(n for stage in steps for n in stage.sort_channels),
+    )
+    return [teacher, merged]
 
 
 def _scale(stages: list[Stage], epochs: int) -> list[Stage]:
@@ -155,5 +189,9 @@ def _scale(stages: list[Stage], epochs: int) -> list[Stage]:
         done += stage.epochs
         ends.append(round(epochs * done / total))
     lengths = [max(1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
-    lengths[lengths.index(max(lengths))] -= sum(lengths) - epochs
-    return [dataclasses.replace(stage, epochs=n) for stage, n in zip(stages, lengths, strict=True)]
+    for _ in range(sum(lengths) - epochs):
+        lengths[lengths.index(max(lengths))] -= 1
+    return [
+        dataclasses.replace(stage, epochs=n, warmup=stage.warmup * n / stage.epochs)
+        for stage, n in zip(stages, lengths, strict=True)
+    ]

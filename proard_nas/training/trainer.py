@@ -1,75 +1,66 @@
-"""The training loop: one loop over a schedule's stages (ProARD, section 4.4)."""
+"""The training loop: one loop over a schedule's stages, which leaves records and resumes (ProARD, section 4.4)."""
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
 import logging
 import math
+import signal
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from proard_nas import distributed
 from proard_nas._random import derive_seed
-from proard_nas.attacks import seeded
-from proard_nas.data import Source
+from proard_nas.data import Source, sharded
 from proard_nas.evaluation.calibration import calibrate
 from proard_nas.supernets import Architecture, StudentNet, Supernet
 
-from .losses import AttackBudget, Objective, make_loss
+from . import monitor
+from .accounting import Ledger
+from .augment import Augmentation
+from .budget import step_macs
+from .checkpoint import CheckpointStore
+from .keeper import Keeper, as_dict, dropout, frozen
+from .losses import AttackBudget, make_loss
+from .optimizing import make_optimizer
 from .precision import Precision
 from .sampling import SAMPLERS
-from .schedule import Stage
+from .settings import TrainSettings
+from .signals import SignalWatch
+from .stage import Stage
+from .step import Job, StepRunner, reduce_gradients
+from .sync_norm import synced_batch_norm
 
 logger = logging.getLogger(__name__)
 
+MOST_ROLLBACKS = 3
+FEW_STEPS = 5  # an inner attack of fewer steps is watched for catastrophic overfitting
+
+
+class TrainingFailedError(FloatingPointError):
+    """Training failed again after every return to an earlier state that is allowed."""
+
 
 @dataclasses.dataclass(frozen=True)
-class TrainSettings:
-    """What stays the same over all stages; the defaults are the paper's (section 5.0.1).
+class Phase:
+    """A stage, or the natural training of HAT's helper before it."""
 
-    Parameters
-    ----------
-    batch_size : int, default=128
-    momentum : float, default=0.9
-    weight_decay : float, default=2e-4
-    budget : AttackBudget
-        Of the inner attack.
-    precision : Precision
-    seed : int, default=0
-    progress : bool, default=True
-        Progress bars where the output is a terminal.
-    """
-
-    batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 2e-4
-    budget: AttackBudget = dataclasses.field(default_factory=AttackBudget)
-    precision: Precision = dataclasses.field(default_factory=Precision)
-    seed: int = 0
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 (batch norm needs it), got {self.batch_size}")
-        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
-            raise ValueError(
-                f"momentum must be in [0, 1) and weight_decay not negative; got {self.momentum}, {self.weight_decay}"
-            )
+    stage: Stage
+    helper: bool = False
 
 
 class Trainer:
     """Trains a supernet, or one network alone, over the stages of a schedule.
 
-    Every random choice of a step (students, attack starts, dropout, data order) is a pure
-    function of the seed and of the step's place in the schedule.
+    Every random choice of a step (students, attack starts, augmentation, dropout, data order) is a pure function of the
+    seed and of the step's place in the schedule, so a training that goes on from a checkpoint takes the same steps.
 
     Parameters
     ----------
@@ -79,15 +70,27 @@ class Trainer:
     source : Source
         Training images.
     calibration : Tensor of shape (N, C, H, W)
-        Training images from which the teacher's batch norm statistics are taken.
+        Training images from which batch norm statistics are taken.
     settings : TrainSettings
     on_epoch : callable, default=None
         Called with the record of each epoch; training ends where it returns True.
+    validation : Validation, default=None
+        None watches and keeps no best state.
+    teacher : nn.Module, default=None
+        A teacher of one's own, from images in [0, 1] to logits; None is the largest student.
+    store : CheckpointStore, default=None
 
     Attributes
     ----------
     history : list of dict
-        One JSON-able record for each epoch: stage, epoch, loss, lr, seconds, images, students.
+        One JSON-able record for each epoch: stage, epoch, loss, lr, seconds, images, students, and validation where
+        there was one.
+    events : list of dict
+        Returns to an earlier state, with the reason.
+    ledger : Ledger
+        What was spent on each stage.
+    interrupted : signal.Signals or None
+        The signal that ended the training early.
     """
 
     def __init__(
@@ -97,153 +100,367 @@ class Trainer:
         calibration: Tensor,
         settings: TrainSettings,
         on_epoch: Callable[[dict[str, Any]], object] | None = None,
+        *,
+        validation: monitor.Validation | None = None,
+        teacher: nn.Module | None = None,
+        store: CheckpointStore | None = None,
     ) -> None:
         self.network, self.source, self.calibration, self.settings = network, source, calibration, settings
-        self.on_epoch = on_epoch
-        self.history: list[dict[str, Any]] = []
-        self.teacher: nn.Module | None = None
+        self.on_epoch, self.validation = on_epoch, validation
         self.device = next(network.parameters()).device
+        self.runner = StepRunner(network, settings.precision, settings.compile_teacher)
+        self.runner.teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
+        self.keeper = Keeper(network, self.runner, settings.ema_decay, store, settings.checkpoint_seconds)
+        self.interrupted: signal.Signals | None = None
+        self._augmentation = Augmentation.from_name(settings.augment)
         self._stop = False
+        self._signals = SignalWatch()
+        self._scheduler: Any = None
         self._bar: tqdm[Any]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record for each epoch."""
+        return self.keeper.state.history
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Returns to an earlier state."""
+        return self.keeper.state.events
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was spent on each stage."""
+        return self.keeper.ledger
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The teacher of the stages that distil."""
+        return self.runner.teacher
 
     def use(self, precision: Precision) -> None:
         """Train with another precision from now on."""
         self.settings = dataclasses.replace(self.settings, precision=precision)
+        self.runner.precision = precision
+
+    # -- the loop -----------------------------------------------------------------------------
 
     def run(self, stages: Sequence[Stage]) -> list[dict[str, Any]]:
         """Train over all stages and return the history; the largest student ends calibrated.
+
+        SIGTERM and Ctrl-C end it within one batch, after a checkpoint where there is a store; ``interrupted`` then
+        holds the signal.
 
         Raises
         ------
         ValueError
             If a stage distils before any stage has trained the largest network.
-        FloatingPointError
-            If a loss is not finite.
+        TrainingFailedError
+            If the loss is not finite, or accuracy falls back to chance, again after three returns to the last good
+            state, each at half the learning rate.
         """
-        trained = False
-        for stage in stages:
-            if make_loss(stage.loss).needs_teacher and not trained:
-                raise ValueError(f"stage {stage.name!r} distils from a teacher, but no stage before it trains one")
-            trained = trained or not stage.elastic
+        phases, keeper = self._phases(stages), self.keeper
         self.settings.precision.prepare(self.network)
-        with self._progress_bar(stages) as self._bar:
-            for index, stage in enumerate(stages):
-                if not self._stop:
-                    self._run_stage(index, stage)
-        calibrate(self.network, self.calibration)
+        keeper.state.precision = as_dict(self.settings.precision)
+        n_steps = self.source.n_batches(self.settings.batch_size)
+        with self._progress_bar(phases, n_steps) as self._bar, SignalWatch() as self._signals:
+            while keeper.state.phase < len(phases) and not self._stop:
+                self._run_phase(phases[keeper.state.phase], n_steps)
+            if keeper.state.phase == len(phases):
+                keeper.save()
+            elif keeper.ema is not None:
+                self.network.load_state_dict(keeper.averaged.state_dict())
+            calibrate(self.network, self.calibration, reduce=True)
         self.network.eval()
         return self.history
 
-    def _run_stage(self, index: int, stage: Stage) -> None:
-        loss = make_loss(stage.loss)
-        if loss.needs_teacher and self.teacher is None:
-            self.teacher = self._freeze_teacher()
-        if stage.sort_channels and isinstance(self.network, Supernet):
-            self.network.sort_channels(stage.sort_channels)
-        drop_before, self.network.head.drop.p = self.network.head.drop.p, stage.drop_rate
-        settings = self.settings
-        optimizer = create_optimizer_v2(
-            self.network,
-            opt="momentum",
-            lr=stage.lr,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-            filter_bias_and_bn=False,
-        )
-        scheduler, _ = create_scheduler_v2(optimizer, sched="cosine", num_epochs=stage.epochs, min_lr=0.0)
-        for epoch in range(stage.epochs):
-            scheduler.step(epoch)
-            self._run_epoch(index, stage, loss, epoch, optimizer)
-            if self._stop:
-                break
-        self.network.head.drop.p = drop_before
+    def restore(self, stages: Sequence[Stage]) -> bool:
+        """Go on from the store's checkpoint, if it has one; return whether it does.
 
-    def _freeze_teacher(self) -> nn.Module:
-        calibrate(self.network, self.calibration)
-        if isinstance(self.network, Supernet):
-            return self.network.extract(self.network.space.largest).eval().requires_grad_(False)
-        return copy.deepcopy(self.network).eval().requires_grad_(False)
+        Raises
+        ------
+        CheckpointError
+            If there are checkpoints and none is whole.
+        """
+        if not self.keeper.restore():
+            return False
+        state, phases = self.keeper.state, self._phases(stages)
+        self.use(Precision(**(state.precision or {})))
+        where = "the end of training"
+        if state.phase < len(phases):
+            stage = phases[state.phase].stage
+            where = f"stage {stage.name!r}, epoch {state.epoch + 1} of {stage.epochs}, step {state.step + 1}"
+        assert self.keeper.store is not None
+        logger.warning("%s holds a checkpoint: going on from %s", self.keeper.store.folder, where)
+        return True
 
-    def _run_epoch(self, index: int, stage: Stage, loss: Objective, epoch: int, optimizer: Any) -> None:
-        start, losses, images = time.perf_counter(), [], 0
-        place = ("train", index, epoch)
-        seed = derive_seed(self.settings.seed, *place)
-        batches = self.source.batches(self.settings.batch_size, seed=seed)
+    def _phases(self, stages: Sequence[Stage]) -> list[Phase]:
+        phases: list[Phase] = []
+        trained = self.keeper.own_teacher
+        for stage in stages:
+            loss = make_loss(stage.loss)
+            if loss.needs_teacher and not trained and stage.teacher == "frozen":
+                raise ValueError(f"stage {stage.name!r} distils from a teacher, but no stage before it trains one")
+            if stage.teacher == "live" and (loss.passes.teacher > 1 or loss.passes.teacher_in_attack):
+                raise ValueError(f"stage {stage.name!r}: {stage.loss!r} queries its teacher more than once; "
+                                 "allowed: teacher='frozen'")  # fmt: skip
+            if getattr(loss, "needs_helper", False) and not any(phase.helper for phase in phases):
+                epochs = max(1, stage.epochs // 5)
+                phases.append(Phase(Stage(f"{stage.name} (helper)", epochs, "natural", lr=stage.lr), helper=True))
+            phases.append(Phase(stage))
+            trained = trained or not stage.elastic
+        return phases
+
+    def _run_phase(self, phase: Phase, n_steps: int) -> None:
+        keeper, stage = self.keeper, phase.stage
+        if not keeper.state.entered:
+            self._enter(phase)
+        with dropout(self.network, stage.drop_rate):
+            self._make_optimizer(stage, n_steps)
+            while keeper.state.epoch < stage.epochs and not self._stop:
+                reason = self._run_epoch(phase, n_steps)
+                if reason is not None:
+                    self._roll_back(phase, reason)
+                    self._make_optimizer(stage, n_steps)
+        if keeper.state.epoch == stage.epochs:
+            self._leave(phase)
+
+    def _enter(self, phase: Phase) -> None:
+        """Prepare a stage: its teacher, the order of channels, the first state to return to."""
+        stage, network, keeper = phase.stage, self.network, self.keeper
+        if phase.helper:
+            keeper.kept["initial"] = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+        if make_loss(stage.loss).needs_teacher and stage.teacher == "frozen" and self.runner.teacher is None:
+            calibrate(network, self.calibration, reduce=True)
+            self.runner.teacher = frozen(network)
+        if stage.sort_channels and isinstance(network, Supernet):
+            network.sort_channels(stage.sort_channels)
+        keeper.start_average()
+        state = keeper.state
+        state.entered, state.attack_steps, state.best, state.watch = True, None, None, {}
+        keeper.remember()
+        keeper.save_if_due()
+
+    def _leave(self, phase: Phase) -> None:
+        """End a stage with its best weights, or the averaged ones, or as they are."""
+        self.keeper.end_stage()
+        if phase.helper:
+            calibrate(self.network, self.calibration, reduce=True)
+            self.runner.helper = frozen(self.network)
+            self.network.load_state_dict(self.keeper.kept.pop("initial"))
+        state = self.keeper.state
+        state.phase, state.epoch, state.step, state.entered = state.phase + 1, 0, 0, False
+        self.keeper.remember()
+        self.keeper.save_if_due()
+
+    def _run_epoch(self, phase: Phase, n_steps: int) -> str | None:
+        """Train to the end of an epoch; return what failed, if something did."""
+        stage, state, settings = phase.stage, self.keeper.state, self.settings
+        place = ("train", state.phase, state.epoch)
+        seed = derive_seed(settings.seed, *place)
+        start, first = time.perf_counter(), state.step
+        budget = self._budget(stage)
         self.network.train()
-        self._bar.set_description(f"{stage.name} {epoch + 1}/{stage.epochs}")
-        for step, (x, y) in enumerate(batches):
-            self._bar.update()
-            if len(x) < 2:  # batch norm has no statistics of one image
-                continue
-            step_seed = derive_seed(self.settings.seed, *place, step)
-            losses.append(self.step(loss, x, y, self._draw(stage, step_seed), optimizer, step_seed))
-            images += len(x)
-        mean = float(torch.stack(losses).mean())
-        self._record(stage, epoch, mean, optimizer, images, time.perf_counter() - start)
+        self._bar.set_description(f"{stage.name} {state.epoch + 1}/{stage.epochs}")
+        size = distributed.world_size()
+        batches = sharded(self.source, settings.batch_size, seed, distributed.rank(), size)
+        with self.ledger.measure(stage.name, self.device) as spent:
+            for step, ((x, y), total) in enumerate(batches):
+                if step < first:
+                    continue
+                self._bar.update()
+                state.step = step + 1
+                if total < 2 * size:  # batch norm has no statistics of one image
+                    continue
+                step_seed = derive_seed(settings.seed, *place, step)
+                students = self._draw(stage, seed if stage.draw == "epoch" else step_seed)
+                job = Job.of(stage, budget, students, step_seed, total, settings.awp)
+                loss = self.step(job, x, y, state.epoch * n_steps + step)
+                if not math.isfinite(loss):
+                    return f"the loss became {loss}"
+                state.losses.append(loss)
+                state.images += total
+                spent.add(macs=self._macs(job, x) * total, images=total, steps=1)
+                if self._stop:
+                    self.keeper.save()
+                    return None
+                self.keeper.save_if_due()
+        return self._end_epoch(phase, time.perf_counter() - start)
 
-    def step(
-        self, loss: Objective, x: Tensor, y: Tensor, archs: Sequence[Architecture], optimizer: Any, seed: int
-    ) -> Tensor:
-        """Take one optimizer step on the mean loss of the given students; return it, detached."""
+    def step(self, job: Job, x: Tensor, y: Tensor, update: int = 0) -> float:
+        """Take one optimizer step on the mean loss of the given students; return it, or what is not finite.
+
+        Parameters
+        ----------
+        job : Job
+        x, y : Tensor
+            This process's images (N, C, H, W) in [0, 1] and labels (N,).
+        update : int, default=0
+            The step's number in the stage, which decides its learning rate.
+        """
+        optimizer, state = self.keeper.optimizer, self.keeper.state
+        assert optimizer is not None
+        self._scheduler.step_update(update)
+        if not state.losses:
+            state.lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad(set_to_none=True)
-        total = self.gradients(loss, x, y, archs, seed)
-        if not math.isfinite(total):
-            raise FloatingPointError(
-                f"the loss became {float(total)}; a lower learning rate than {optimizer.param_groups[0]['lr']} may help"
-            )
+        x = self._augmented(x.to(self.device), job)
+        with self._synced():
+            share = self.runner.gradients(job, x, y)
+        stop = self._signals.received is not None
+        loss, (stop,) = reduce_gradients(self.network, share, stop)
+        if stop:
+            self._stop, self.interrupted = True, self._signals.received or signal.SIGTERM
+        if not math.isfinite(loss):
+            return loss
+        if self.settings.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad)
         optimizer.step()
-        return total
+        if self.keeper.ema is not None:
+            self.keeper.ema.update(self.network, step=update + 1)
+        return loss
 
-    def gradients(
-        self, loss: Objective, x: Tensor, y: Tensor, archs: Sequence[Architecture], seed: int, precision: Any = None
-    ) -> Tensor:
-        """Add the gradients of the students' mean loss to the network; return it, detached."""
-        precision = precision or self.settings.precision
-        x, y = precision.images(x.to(self.device)), y.to(self.device)
-        total = torch.zeros((), device=self.device)
-        with seeded(derive_seed(seed, "global")):
-            teacher_logits = None
-            if loss.needs_teacher and self.teacher is not None:
-                with torch.no_grad(), precision.autocast(self.device):
-                    teacher_logits = self.teacher(x)
-            for i, arch in enumerate(archs):
-                net = self._student(arch)
-                with precision.autocast(self.device):
-                    x_adv = loss.adversarial(net, x, y, teacher_logits, self.settings.budget, derive_seed(seed, i))
-                    value = loss.loss(net, x, x_adv, y, teacher_logits) / len(archs)
-                value.backward()  # type: ignore[no-untyped-call]
-                total += value.detach()
-        return total
+    def _end_epoch(self, phase: Phase, seconds: float) -> str | None:
+        """Measure, judge and record an epoch; return what failed, if something did."""
+        stage, state = phase.stage, self.keeper.state
+        found = self._validate(phase)
+        if found is not None and self.validation is not None:
+            watch = monitor.Watch(**state.watch)
+            verdict = watch.judge(found, self.validation.chance)
+            if verdict is not None:
+                return verdict
+            state.watch = dataclasses.asdict(watch)
+            if self.settings.keep_best:
+                self.keeper.keep_best(found["robust"], natural=found["natural"], epoch=state.epoch)
+        record = {
+            "stage": stage.name,
+            "epoch": state.epoch,
+            "global_epoch": len(state.history),
+            "loss": sum(state.losses) / len(state.losses) if state.losses else None,
+            "lr": state.lr,
+            "images": state.images,
+            "students": stage.students_per_step,
+            "seconds": seconds,
+            **({} if found is None else {"validation": found}),
+        }
+        state.history.append(record)
+        state.epoch, state.step, state.losses, state.images = state.epoch + 1, 0, [], 0
+        if found is not None or self.validation is None or phase.helper:
+            self.keeper.remember()
+        self._report(record, stage)
+        self.keeper.save_if_due()
+        return None
+
+    # -- validation, failures -----------------------------------------------------------------
+
+    def _validate(self, phase: Phase) -> dict[str, Any] | None:
+        stage, state, validation = phase.stage, self.keeper.state, self.validation
+        single = self._budget(stage).n_steps < FEW_STEPS and make_loss(stage.loss).passes.attacked
+        if validation is None or phase.helper or not validation.due(state.epoch, stage.epochs, single):
+            return None
+        seed = derive_seed(self.settings.seed, "validation", state.phase)
+        students = [self.network.arch]
+        if isinstance(self.network, Supernet):
+            students = monitor.fixed_students(stage.space(self.network.space), validation.n_students, seed)
+        network = cast(StudentNet, self.keeper.averaged)
+        return monitor.measure(network, students, validation, self.calibration, seed, single)
+
+    def _roll_back(self, phase: Phase, reason: str) -> None:
+        """Return to the last good state: at half the learning rate, or with more attack steps."""
+        failed, stage = self.keeper.state, phase.stage
+        more_steps = reason == monitor.OVERFITTED
+        if not more_steps and failed.rollbacks == MOST_ROLLBACKS:
+            raise TrainingFailedError(
+                f"{reason} in stage {stage.name!r}, again after {MOST_ROLLBACKS} returns to the last good state, the "
+                f"last at a peak learning rate of {stage.lr * failed.lr_scale:.2g}; a lower lr, a warm-up or clip_grad "
+                "may help"
+            )
+        n_steps = self._budget(stage).n_steps
+        self.keeper.return_to_good()
+        state = self.keeper.state
+        state.lr_scale, state.rollbacks, state.attack_steps = failed.lr_scale, failed.rollbacks, failed.attack_steps
+        if more_steps:
+            state.attack_steps = 2 * n_steps
+            action = f"the attack now takes {state.attack_steps} steps"
+        else:
+            state.rollbacks, state.lr_scale = failed.rollbacks + 1, failed.lr_scale / 2
+            action = f"the learning rate is halved, to a peak of {stage.lr * state.lr_scale:.2g}"
+        event = {"stage": stage.name, "epoch": failed.epoch, "step": failed.step, "reason": reason, "action": action}
+        state.events = [*failed.events, {**event, "back_to_epoch": state.epoch}]
+        logger.warning(
+            "%s in stage %r, epoch %d: back to the start of its epoch %d; %s",
+            reason, stage.name, failed.epoch + 1, state.epoch + 1, action,
+        )  # fmt: skip
+        self.keeper.remember()
+        self.keeper.save()
+
+    # -- parts --------------------------------------------------------------------------------
+
+    def _make_optimizer(self, stage: Stage, n_steps: int) -> None:
+        scale = self.keeper.state.lr_scale
+        optimizer, self._scheduler = make_optimizer(self.network, stage, self.settings, n_steps, scale)
+        self.keeper.attach(optimizer)
+
+    def _budget(self, stage: Stage) -> AttackBudget:
+        budget = stage.budget(self.settings.budget)
+        steps = self.keeper.state.attack_steps
+        if steps is None:
+            return budget
+        return dataclasses.replace(budget, method="pgd", steps=steps, step_size=2.5 * budget.eps / steps / 2)
+
+    def _augmented(self, x: Tensor, job: Job) -> Tensor:
+        generator = torch.Generator(x.device).manual_seed(derive_seed(job.seed, "augment"))
+        return self._augmentation(x, generator, total=job.total, rank=distributed.rank(), size=distributed.world_size())
 
     def _draw(self, stage: Stage, seed: int) -> list[Architecture]:
         """Return the students of a step."""
         if not isinstance(self.network, Supernet):
             return [self.network.arch]
-        space = self.network.space.with_elastic(stage.elastic)
-        return SAMPLERS[stage.sampler](space, stage.students_per_step, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        return SAMPLERS[stage.sampler](stage.space(self.network.space), stage.students_per_step, rng, self._cost)
 
-    def _student(self, arch: Architecture) -> StudentNet:
-        """Return what runs an architecture: the network itself where it is the largest."""
-        if not isinstance(self.network, Supernet) or arch == self.network.space.largest:
-            return self.network
-        return self.network.student(arch)
+    def _cost(self, arch: Architecture, img_size: tuple[int, int] | None = None) -> float:
+        return self.network.cost(arch, img_size).macs
 
-    def _progress_bar(self, stages: Sequence[Stage]) -> tqdm[Any]:
-        """Return one bar over the steps of all stages, silent where the output is no terminal."""
-        total = sum(stage.epochs for stage in stages) * self.source.n_batches(self.settings.batch_size)
-        return tqdm(total=total, unit="step", disable=None if self.settings.progress else True, delay=2, leave=False)
+    def _macs(self, job: Job, x: Tensor) -> float:
+        """Return the multiply-accumulates that a step takes for each image."""
+        size = (int(x.shape[2]), int(x.shape[3]))
+        students = [self._cost(arch, size) for arch in job.students]
+        largest = self.network.space.largest if isinstance(self.network, Supernet) else self.network.arch
+        losses = [self.runner.loss_of(job, arch) for arch in job.students]
+        macs = step_macs(losses, students, self._cost(largest, size), job.budget, job.share_attack)
+        again = sum(3 * loss.passes.student * cost for loss, cost in zip(losses, students, strict=True))
+        return macs + (again if job.awp else 0)
 
-    def _record(self, stage: Stage, epoch: int, mean: float, optimizer: Any, images: int, seconds: float) -> None:
-        record = {
-            "stage": stage.name,
-            "epoch": epoch,
-            "loss": mean,
-            "lr": optimizer.param_groups[0]["lr"],
-            "images": images,
-            "students": stage.students_per_step,
-            "seconds": seconds,
-        }
-        self.history.append(record)
-        logger.info("%s %d/%d: loss %.4f, %.1f s", stage.name, epoch + 1, stage.epochs, mean, seconds)
-        if self.on_epoch is not None:
-            self._stop = bool(self.on_epoch(record))
+    def _synced(self) -> contextlib.AbstractContextManager[None]:
+        on = self.settings.sync_batch_norm and distributed.is_on()
+        return synced_batch_norm(self.network) if on else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _progress_bar(self, phases: Sequence[Phase], n_steps: int) -> Iterator[tqdm[Any]]:
+        """Give one bar over the steps of all stages, silent where the output is no terminal."""
+        epochs = [phase.stage.epochs for phase in phases]
+        state = self.keeper.state
+        done = (sum(epochs[: state.phase]) + state.epoch) * n_steps + state.step
+        shown = self.settings.progress and distributed.is_main()
+        with tqdm(
+            total=sum(epochs) * n_steps,
+            initial=done,
+            unit="step",
+            disable=None if shown else True,
+            delay=2,
+            leave=False,
+        ) as bar:
+            yield bar
+
+    def _report(self, record: dict[str, Any], stage: Stage) -> None:
+        found = record.get("validation")
+        measured = "" if found is None else f", validation natural {found['natural']:.3f} robust {found['robust']:.3f}"
+        level = logging.INFO if distributed.is_main() else logging.DEBUG
+        logger.log(
+            level, "%s %d/%d: loss %.4f, lr %.2g, %.1f s%s",
+            stage.name, record["epoch"] + 1, stage.epochs, record["loss"] or math.nan, record["lr"],
+            record["seconds"], measured,
+        )  # fmt: skip
+        if self.on_epoch is not None and self.on_epoch(record):
+            self._stop = True

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from proard_nas._errors import check_name
-
-from .base import AttackBudget, Objective, kl_divergence
+from .adaad import AdaAD
+from .ard import ARD
+from .base import AttackBudget, Batch, Noise, Objective, Passes, kl_divergence
+from .function import FunctionLoss
+from .hat import HAT
+from .iad import IAD
+from .mart import MART
 from .natural import Natural
+from .registry import LOSSES, make_loss, register_loss
 from .rslad import RSLAD
+from .sat import SAT
 from .trades import TRADES
 
-LOSSES: dict[str, Callable[[], Objective]] = {"natural": Natural, "rslad": RSLAD, "trades": TRADES}
-
-
-def make_loss(loss: str | Objective) -> Objective:
-    """Return a loss by name (``'natural'``, ``'trades'``, ``'rslad'``), or the object itself.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name.
-    """
-    if not isinstance(loss, str) and hasattr(loss, "adversarial") and hasattr(loss, "loss"):
-        return loss
-    return LOSSES[check_name("loss", loss, LOSSES)]()
-
-
-__all__ = ["LOSSES", "RSLAD", "TRADES", "AttackBudget", "Natural", "Objective", "kl_divergence", "make_loss"]
+__all__ = [
+    "ARD",
+    "HAT",
+    "IAD",
+    "LOSSES",
+    "MART",
+    "RSLAD",
+    "SAT",
+    "TRADES",
+    "AdaAD",
+    "AttackBudget",
+    "Batch",
+    "FunctionLoss",
+    "Natural",
+    "Noise",
+    "Objective",
+    "Passes",
+    "kl_divergence",
+    "make_loss",
+    "register_loss",
+]

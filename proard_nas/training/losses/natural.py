@@ -8,20 +8,19 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import AttackBudget
+from .base import AttackBudget, Batch, Noise, Passes
 
 
 @dataclasses.dataclass(frozen=True)
 class Natural:
-    """Cross-entropy on clean images; no attack."""
+    """CE(S(x), y), the cross-entropy on clean images; no attack."""
 
     needs_teacher: ClassVar[bool] = False
+    passes: ClassVar[Passes] = Passes(student=1, attacked=False)
 
-    def adversarial(
-        self, net: nn.Module, x: Tensor, y: Tensor, teacher_logits: Tensor | None, budget: AttackBudget, seed: int
-    ) -> None:
+    def adversarial(self, net: nn.Module, batch: Batch, budget: AttackBudget, noise: Noise) -> None:
         """Return nothing: there are no adversarial images."""
 
-    def loss(self, net: nn.Module, x: Tensor, x_adv: Tensor | None, y: Tensor, teacher_logits: Tensor | None) -> Tensor:
+    def loss(self, net: nn.Module, batch: Batch, x_adv: Tensor | None) -> Tensor:
         """Return the mean cross-entropy."""
-        return F.cross_entropy(net(x).float(), y)
+        return F.cross_entropy(net(batch.x).float(), batch.y)

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from proard_nas.attacks import DistillationPGD, run_attack
+from proard_nas.attacks import divergence, inner_attack
 
-from .base import AttackBudget, kl_divergence
+from .base import AttackBudget, Batch, Noise, Passes, check_weights, kl_divergence, needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,8 @@ class RSLAD:
     """alpha KL(T(x) || S(x_adv)) + (1 - alpha) KL(T(x) || S(x)), the attack maximising KL(T(x) || S(x_adv)).
 
     Both divergences are summed over classes and averaged over the batch, so the scale does not
-    depend on the number of classes.
+    depend on the number of classes. The attack starts from Gaussian noise with a standard
+    deviation of 0.001, as in the authors' code.
 
     Parameters
     ----------
@@ -32,18 +33,18 @@ class RSLAD:
 
     alpha: float = 5 / 6
     needs_teacher: ClassVar[bool] = True
+    passes: ClassVar[Passes] = Passes(student=2, teacher=1)
 
-    def adversarial(
-        self, net: nn.Module, x: Tensor, y: Tensor, teacher_logits: Tensor | None, budget: AttackBudget, seed: int
-    ) -> Tensor:
+    def __post_init__(self) -> None:
+        check_weights(1, alpha=self.alpha)
+
+    def adversarial(self, net: nn.Module, batch: Batch, budget: AttackBudget, noise: Noise) -> Tensor:
         """Attack the student away from the teacher's clean output."""
-        assert teacher_logits is not None
-        attack = DistillationPGD(net, budget.eps, budget.step_size, budget.steps)
-        return run_attack(attack, x, teacher_logits, batch_norm="batch", seed=seed)
+        target = needed(batch.teacher_logits, "the teacher's logits")
+        return inner_attack(net, batch.x, target, budget, noise, objective=divergence, start="gaussian")
 
-    def loss(self, net: nn.Module, x: Tensor, x_adv: Tensor | None, y: Tensor, teacher_logits: Tensor | None) -> Tensor:
+    def loss(self, net: nn.Module, batch: Batch, x_adv: Tensor | None) -> Tensor:
         """Return the batch's mean loss."""
-        assert x_adv is not None
-        assert teacher_logits is not None
-        adversarial = kl_divergence(teacher_logits, net(x_adv))
-        return self.alpha * adversarial + (1 - self.alpha) * kl_divergence(teacher_logits, net(x))
+        target = needed(batch.teacher_logits, "the teacher's logits")
+        adversarial = kl_divergence(target, net(needed(x_adv, "adversarial images")))
+        return self.alpha * adversarial + (1 - self.alpha) * kl_divergence(target, net(batch.x))

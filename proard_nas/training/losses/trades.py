@@ -8,14 +8,17 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proard_nas.attacks import DistillationPGD, run_attack
+from proard_nas.attacks import divergence, inner_attack
 
-from .base import AttackBudget, clean_logits, kl_divergence
+from .base import AttackBudget, Batch, Noise, Passes, check_weights, kl_divergence, needed
 
 
 @dataclasses.dataclass(frozen=True)
 class TRADES:
     """CE(S(x), y) + beta KL(S(x) || S(x_adv)), the attack maximising the divergence.
+
+    The attack starts from Gaussian noise with a standard deviation of 0.001: at the images
+    themselves the divergence has no gradient.
 
     Parameters
     ----------
@@ -25,21 +28,21 @@ class TRADES:
     References
     ----------
     Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
-    equation 5.
+    equation 5 and algorithm 1.
     """
 
     beta: float = 6.0
     needs_teacher: ClassVar[bool] = False
+    passes: ClassVar[Passes] = Passes(student=2, setup=1)
 
-    def adversarial(
-        self, net: nn.Module, x: Tensor, y: Tensor, teacher_logits: Tensor | None, budget: AttackBudget, seed: int
-    ) -> Tensor:
-        """Attack the network's own clean output from a Gaussian start."""
-        attack = DistillationPGD(net, budget.eps, budget.step_size, budget.steps)
-        return run_attack(attack, x, clean_logits(net, x), batch_norm="batch", seed=seed)
+    def __post_init__(self) -> None:
+        check_weights(beta=self.beta)
 
-    def loss(self, net: nn.Module, x: Tensor, x_adv: Tensor | None, y: Tensor, teacher_logits: Tensor | None) -> Tensor:
+    def adversarial(self, net: nn.Module, batch: Batch, budget: AttackBudget, noise: Noise) -> Tensor:
+        """Attack the network's own clean output."""
+        return inner_attack(net, batch.x, None, budget, noise, objective=divergence, start="gaussian")
+
+    def loss(self, net: nn.Module, batch: Batch, x_adv: Tensor | None) -> Tensor:
         """Return the batch's mean loss; gradients flow through both outputs."""
-        assert x_adv is not None
-        logits, adversarial = net(x), net(x_adv)
-        return F.cross_entropy(logits.float(), y) + self.beta * kl_divergence(logits, adversarial)
+        logits, adversarial = net(batch.x), net(needed(x_adv, "adversarial images"))
+        return F.cross_entropy(logits.float(), batch.y) + self.beta * kl_divergence(logits, adversarial)

@@ -1,0 +1,356 @@
+"""What `ProARDEstimator.fit` does: check, prepare, train, label, predict, each from where an earlier run stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import timm
+import torch
+from sklearn.utils import check_random_state
+from torch import nn
+
+from . import distributed, supernets
+from ._errors import check_name, unknown_name
+from ._random import derive_seed
+from .attacks import seeded
+from .data import ArraySource, PreparedData, Source, prepare
+from .evaluation import Labels, label_students
+from .supernets import Supernet
+from .training import (
+    PRECISIONS,
+    CheckpointStore,
+    Precision,
+    Stage,
+    TensorBoardWriter,
+    Trainer,
+    TrainSettings,
+    Validation,
+    labelling_macs,
+    make_loss,
+    make_schedule,
+    plan_training,
+    raise_for,
+)
+
+if TYPE_CHECKING:
+    from .estimator import ProARDEstimator
+
+logger = logging.getLogger(__name__)
+
+DEVICES = ("auto", "cpu", "cuda")
+LEAST_LABELS = 12  # ten to fit the predictor and two to judge it
+FREE_TO_CHANGE = ("device", "progress", "log_dir", "checkpoint_seconds", "random_state")  # between a run and its resume
+
+Folder = str | os.PathLike[str] | None
+
+
+def fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, checkpoint_dir: Folder) -> None:
+    """Fit an estimator; see `ProARDEstimator.fit`."""
+    check_parameters(estimator)
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if estimator.device == "auto" else estimator.device
+    estimator.device_ = distributed.local_device(torch.device(name))
+    with distributed.process_group(estimator.device_):
+        _fit(estimator, X, y, val_loader, None if checkpoint_dir is None else Path(checkpoint_dir))
+
+
+def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Path | None) -> None:
+    seed = distributed.from_main(_seed(estimator, folder))
+    data = prepare(
+        X,
+        y,
+        val_data=val_loader,
+        val_fraction=estimator.val_fraction,
+        num_classes=estimator.num_classes,
+        batch_size=estimator.batch_size,
+        seed=derive_seed(seed, "split"),
+    )
+    supernet = _build_supernet(estimator, data, seed)
+    stages = stages_of(estimator, supernet)
+    if estimator.n_labels > supernet.space.size:
+        raise ValueError(f"n_labels={estimator.n_labels} is more than the {supernet.space.size} students there are")
+    teacher = _teacher(estimator, data)
+    _describe(estimator, data, seed)
+    store = _open_store(folder, _settings(estimator, data, teacher, seed)) if folder else None
+    head = data.train.head(estimator.n_calibration, seed=derive_seed(seed, "calibration"))
+    estimator.calibration_images_ = head.x
+    _train(estimator, supernet, stages, data, teacher, store)
+    _label(estimator, supernet, data.val, folder)
+
+
+# -- before training --------------------------------------------------------------------------
+
+
+def check_parameters(estimator: ProARDEstimator) -> None:
+    """Raise ValueError if a parameter of an estimator is not usable."""
+    check_name("model", estimator.model, supernets.SUPERNETS)
+    check_name("precision", estimator.precision, PRECISIONS)
+    if estimator.device.partition(":")[0] not in DEVICES:
+        raise unknown_name("device", estimator.device, DEVICES)
+    if estimator.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={estimator.device!r} was asked for, but torch finds no CUDA device; allowed: 'cpu'")
+    _train_settings(estimator, 0)
+    estimator._attack("pgd")
+    make_loss(estimator.loss)
+    make_loss(estimator.teacher_loss)
+    if not (estimator.teacher is None or isinstance(estimator.teacher, (str, nn.Module))):
+        raise ValueError(f"teacher must be a module, a timm model's name or None, got {estimator.teacher!r}")
+    for name, lowest in (("n_labels", LEAST_LABELS), ("n_calibration", 1), ("n_watch", 0)):
+        if not isinstance(getattr(estimator, name), (int, np.integer)) or getattr(estimator, name) < lowest:
+            raise ValueError(f"{name} must be an integer of at least {lowest}, got {getattr(estimator, name)!r}")
+    stages_of(estimator, _make_model(estimator))
+    if estimator.log_dir is not None:
+        TensorBoardWriter(estimator.log_dir)  # so that a missing package is noticed now
+
+
+def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:
+    """Return the stages of an estimator's schedule for a supernet."""
+    return make_schedule(
+        estimator.schedule,
+        supernet.space,
+        loss=estimator.loss,
+        teacher_loss=estimator.teacher_loss,
+        epochs=estimator.epochs,
+        lr=estimator.lr,
+        own_teacher=estimator.teacher is not None,
+    )
+
+
+def _train_settings(estimator: ProARDEstimator, seed: int) -> TrainSettings:
+    return TrainSettings(
+        estimator.batch_size,
+        estimator.momentum,
+        estimator.weight_decay,
+        estimator._budget(),
+        Precision(),
+        seed,
+        estimator.progress,
+        estimator.ema_decay,
+        estimator.clip_grad,
+        estimator.awp,
+        estimator.augment,
+        estimator.compile_teacher,
+        estimator.sync_batch_norm,
+        estimator.keep_best,
+        estimator.checkpoint_seconds,
+    )
+
+
+def _make_model(estimator: ProARDEstimator, **args: Any) -> Supernet:
+    """Build the supernet; without arguments only its shape, to check parameters early."""
+    with torch.device("meta" if not args else "cpu"):
+        return cast(Supernet, timm.create_model(estimator.model, **{**args, **(estimator.model_args or {})}))
+
+
+def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int) -> Supernet:
+    summary = data.summary
+    with seeded(derive_seed(seed, "weights")):
+        supernet = _make_model(
+            estimator,
+            num_classes=summary.num_classes,
+            in_chans=summary.in_chans,
+            norm_mean=summary.mean,
+            norm_std=summary.std,
+        )
+    return supernet.to(estimator.device_)
+
+
+def _teacher(estimator: ProARDEstimator, data: PreparedData) -> nn.Module | None:
+    """Return a teacher of the user's own, once it has been seen to fit the data."""
+    teacher = estimator.teacher
+    if isinstance(teacher, str):
+        teacher = timm.create_model(teacher, pretrained=True)
+    if teacher is None:
+        return None
+    classes, shape = data.summary.num_classes, (2, data.summary.in_chans, *data.summary.image_size)
+    with torch.no_grad():
+        teacher = teacher.to(estimator.device_).eval()
+        try:
+            given = tuple(teacher(torch.rand(shape, device=estimator.device_)).shape)
+        except RuntimeError as error:
+            raise ValueError(f"the teacher does not take images of shape {shape[1:]}: {error}") from error
+    if given != (2, classes):
+        raise ValueError(f"the teacher gives an output of shape {given} for 2 images; allowed: (2, {classes})")
+    return cast(nn.Module, teacher)
+
+
+def _describe(estimator: ProARDEstimator, data: PreparedData, seed: int) -> None:
+    summary = data.summary
+    estimator.seed_, estimator.encoder_, estimator.classes_ = seed, data.scaler, summary.classes
+    estimator.in_chans_, estimator.image_size_ = summary.in_chans, summary.image_size
+    pixels = summary.in_chans * int(np.prod(summary.image_size))
+    estimator.n_features_in_ = data.scaler.n_features or pixels
+    estimator.n_train_, estimator.n_val_ = summary.n_train, summary.n_val
+
+
+# -- records ----------------------------------------------------------------------------------
+
+
+def _seed(estimator: ProARDEstimator, folder: Path | None) -> int:
+    """Return the run's seed; where none is asked for, an earlier run's in the folder."""
+    if estimator.random_state is None and folder is not None and (folder / "settings.json").is_file():
+        return int(json.loads((folder / "settings.json").read_text())["seed"])
+    return int(check_random_state(estimator.random_state).randint(2**31))
+
+
+def _settings(estimator: ProARDEstimator, data: PreparedData, teacher: nn.Module | None, seed: int) -> dict[str, Any]:
+    """Return what must be the same for a run to go on from another's checkpoint."""
+    parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k not in FREE_TO_CHANGE}
+    parameters["schedule"] = _described(parameters["schedule"])
+    parameters |= {name: _described(parameters[name]) for name in ("loss", "teacher_loss", "model_args")}
+    parameters["teacher"] = None if teacher is None else _digest(teacher)
+    summary = data.summary
+    facts = {
+        "train": summary.n_train,
+        "validation": summary.n_val,
+        "image": [summary.in_chans, *summary.image_size],
+        "classes": [str(c) for c in summary.classes],
+        "mean": list(summary.mean),
+        "std": list(summary.std),
+        "processes": distributed.world_size(),
+    }
+    return {"seed": seed, "parameters": parameters, "data": facts}
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, (str, int, float, type(None))):
+        return value
+    if isinstance(value, dict):
+        return {str(k): _described(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_described(v) for v in value]
+    if isinstance(value, Stage):
+        return {f.name: _described(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256(type(network).__qualname__.encode())
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _open_store(folder: Path, settings: dict[str, Any]) -> CheckpointStore:
+    """Open the folder in the main process first: only one may start it."""
+    if distributed.is_main():
+        CheckpointStore(folder, settings)
+    distributed.wait_for_all()
+    return CheckpointStore(folder, settings)
+
+
+# -- training and labelling -------------------------------------------------------------------
+
+
+def _train(
+    estimator: ProARDEstimator,
+    supernet: Supernet,
+    stages: list[Stage],
+    data: PreparedData,
+    teacher: nn.Module | None,
+    store: CheckpointStore | None,
+) -> None:
+    validation = None
+    if estimator.n_watch:
+        watched = data.val.head(estimator.n_watch).to(estimator.device_)
+        validation = Validation(watched, estimator._attack("pgd"))
+    with _EpochReports(estimator, sum(stage.epochs for stage in stages)) as on_epoch:
+        trainer = Trainer(
+            supernet,
+            _on_device(data.train, estimator.device_),
+            estimator.calibration_images_,
+            _train_settings(estimator, derive_seed(estimator.seed_, "training")),
+            on_epoch,
+            validation=validation,
+            teacher=teacher,
+            store=store,
+        )
+        labels = _labelling_macs(estimator, supernet)
+        wanted = trainer.settings.precision if trainer.restore(stages) else estimator.precision
+        precision, estimator.cost_ = plan_training(trainer, stages, wanted, labels)
+        estimator.precision_ = distributed.from_main(precision)
+        trainer.use(estimator.precision_)
+        distributed.wait_for_all()  # nobody writes a checkpoint before all have read theirs
+        estimator.history_ = trainer.run(stages)
+    estimator.supernet_, estimator.events_, estimator.spent_ = supernet, trainer.events, trainer.ledger
+    if trainer.interrupted is not None:
+        where = "" if store is None else f"; fit with checkpoint_dir={str(store.folder)!r} goes on from there"
+        logger.warning("training was interrupted; the estimator holds the network as it is%s", where)
+        raise_for(trainer.interrupted)
+
+
+def _labelling_macs(estimator: ProARDEstimator, supernet: Supernet) -> float:
+    sample = [supernet.cost(supernet.space.sample(i), estimator.image_size_).macs for i in range(20)]
+    n_calibration = len(estimator.calibration_images_)
+    return labelling_macs(
+        estimator.n_labels, estimator.n_val_, n_calibration, estimator.eval_steps, float(np.mean(sample))
+    )
+
+
+def _label(estimator: ProARDEstimator, supernet: Supernet, val: Source, folder: Path | None) -> None:
+    """Measure students, each process its part, and fit the predictor."""
+    from .search import AccuracyPredictor
+
+    seed = derive_seed(estimator.seed_, "labels")
+    estimator._val = _on_device(val, estimator.device_)
+    architectures = supernet.space.sample_distinct(estimator.n_labels, seed)
+    rank, size = distributed.rank(), distributed.world_size()
+    record = None if folder is None else folder / ("labels.jsonl" if size == 1 else f"labels-{rank}-of-{size}.jsonl")
+    with estimator.spent_.measure("labelling", estimator.device_) as spent:
+        mine = label_students(
+            supernet,
+            architectures[rank::size],
+            estimator._val,
+            estimator.calibration_images_,
+            attack=estimator._attack("pgd"),
+            seed=seed,
+            record=record,
+            progress=estimator.progress and rank == 0,
+        )
+        parts = distributed.gather(mine.students)
+        students = [parts[i % size][i // size] for i in range(len(architectures))]
+        spent.add(macs=_labelling_macs(estimator, supernet), images=len(students) * estimator.n_val_)
+    estimator.labels_ = Labels(tuple(students), mine.settings)
+    estimator.predictor_ = AccuracyPredictor(
+        supernet.space, estimator._cost, random_state=derive_seed(seed, "predictor")
+    )
+    estimator.predictor_score_ = estimator.predictor_.holdout(
+        estimator.labels_.architectures, estimator.labels_.accuracies, seed=seed
+    )
+
+
+def _on_device(source: Source, device: torch.device) -> Source:
+    return source.to(device) if isinstance(source, ArraySource) else source
+
+
+class _EpochReports:
+    """Reports each epoch of training: to scikit-learn's callbacks, as a task of `fit`, and to TensorBoard."""
+
+    def __init__(self, estimator: ProARDEstimator, epochs: int) -> None:
+        self.estimator = estimator
+        self.context = estimator._init_callback_context(max_subtasks=epochs)
+        wanted = estimator.log_dir is not None and distributed.is_main()
+        self.writer = TensorBoardWriter(estimator.log_dir) if wanted and estimator.log_dir is not None else None
+
+    def __enter__(self) -> Callable[[dict[str, Any]], bool]:
+        self.context.call_on_fit_task_begin(estimator=self.estimator)
+        return self._epoch
+
+    def _epoch(self, record: dict[str, Any]) -> bool:
+        if self.writer is not None:
+            self.writer(record)
+        task = self.context.subcontext(task_name="epoch")
+        task.call_on_fit_task_begin(estimator=self.estimator)
+        return bool(task.call_on_fit_task_end(estimator=self.estimator, metadata=record))
+
+    def __exit__(self, *error: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        self.context.call_on_fit_task_end(estimator=self.estimator)

@@ -1,0 +1,70 @@
+"""How far, how often and in which way images may be changed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from proard_nas._errors import check_name
+
+EPS = 8 / 255
+STEP_SIZE = 2 / 255
+METHODS = ("pgd", "ffgsm", "n-fgsm")
+BATCH_NORM = ("batch", "clean", "running")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackBudget:
+    """The inner attack's budget, l-infinity, images in [0, 1].
+
+    Parameters
+    ----------
+    eps : float, default=8/255
+        Largest change of a pixel.
+    step_size : float, default=2/255
+        Of PGD; single-step methods have their own.
+    steps : int, default=10
+        Of PGD; single-step methods take one.
+    method : {'pgd', 'ffgsm', 'n-fgsm'}, default='pgd'
+        ``'ffgsm'``: uniform start in the ball, one step of 1.25 eps, projected (Wong et al.,
+        "Fast is better than free", ICLR 2020). ``'n-fgsm'``: uniform noise of 2 eps, one step of
+        eps, not projected, so a pixel may change by 3 eps (de Jorge et al., "Make Some Noise",
+        NeurIPS 2022).
+    batch_norm : {'batch', 'clean', 'running'}, default='batch'
+        Statistics during the attack; see `attack_mode`.
+
+    Raises
+    ------
+    ValueError
+        If eps, step_size or steps is not positive, eps is above 1, or a name is unknown.
+    """
+
+    eps: float = EPS
+    step_size: float = STEP_SIZE
+    steps: int = 10
+    method: str = "pgd"
+    batch_norm: str = "batch"
+
+    def __post_init__(self) -> None:
+        check_budget(self.eps, self.step_size, self.steps)
+        check_name("attack method", self.method, METHODS)
+        check_name("batch norm mode", self.batch_norm, BATCH_NORM)
+
+    @property
+    def single_step(self) -> bool:
+        """Whether the method takes one step, whatever ``steps`` says."""
+        return self.method != "pgd"
+
+    @property
+    def n_steps(self) -> int:
+        """Steps that the method takes: forward and backward passes to the images."""
+        return 1 if self.single_step else self.steps
+
+
+def check_budget(eps: float, step_size: float, steps: int) -> None:
+    """Raise ValueError unless 0 < eps <= 1, step_size > 0 and steps is a positive whole number."""
+    if not 0 < eps <= 1:
+        raise ValueError(f"eps must be in (0, 1], in units of images in [0, 1]; got {eps} (the paper's is 8/255)")
+    if not step_size > 0:
+        raise ValueError(f"step_size must be positive, got {step_size}")
+    if not (isinstance(steps, int) and steps >= 1):
+        raise ValueError(f"the number of attack steps must be a positive integer, got {steps!r}")

@@ -1,0 +1,53 @@
+"""SIGTERM and Ctrl-C while training: noticed at the end of a step, not in the middle of one."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any, NoReturn, Self
+
+logger = logging.getLogger(__name__)
+
+WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+
+class SignalWatch:
+    """Inside the block the first SIGTERM or Ctrl-C only sets ``received``; a second one acts as ever.
+
+    Handlers can be set in the main thread only; elsewhere signals act as ever.
+
+    Attributes
+    ----------
+    received : signal.Signals or None
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._notice) for number in WATCHED}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+        logger.warning("%s: training stops after this batch; once more stops it at once", self.received.name)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def raise_for(received: signal.Signals) -> NoReturn:
+    """Raise what a signal means to Python: KeyboardInterrupt for Ctrl-C, else SystemExit with the shell's status."""
+    if received is signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + received)
