@@ -116,6 +116,12 @@ class JournalledStore(CheckpointStore):
         self._journal.write("saved", position(state))
         return path
 
+    def load(self, good: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        found = super().load(good)
+        if found is not None and not good:
+            self._journal.write("loaded", position(found[1]))
+        return found
+
 
 def position(state: Mapping[str, Any]) -> Position:
     return (state["phase"], int(state["entered"]), state["epoch"], state["step"])
@@ -136,10 +142,9 @@ def train(
     stages = make_schedule("paper", net.space, epochs=epochs, lr=0.05)
     store = _store(folder, journal)
     trainer = Trainer(net, source, source.x[:32], settings, validation=validation, store=store)
-    restored = trainer.restore(stages)
+    trainer.restore(stages)
     distributed.wait_for_all()  # before anybody writes
-    if distributed.is_main():
-        journal.write("restored", position(trainer.state.to_dict()) if restored else None)
+    journal.write("started", None)
     trainer.run(stages)
     journal.write("events", trainer.events)
     journal.write("finished", digest(net))
@@ -282,7 +287,11 @@ class Trial:
         """Train without a store or a kill; return its time, the time before its first step, and its weights."""
         start = time.monotonic()
         lines, _, _ = self._live(None, None, 0.0)
-        return time.monotonic() - start, self._first(lines, "restored")["seconds"], self._weights(lines)
+        return (
+            time.monotonic() - start,
+            next(line["seconds"] for line in lines if line["event"] == "started"),
+            self._weights(lines),
+        )
 
     def _train(self, index: int, n_kills: int, scale: float, reference: dict[str, str]) -> None:
         """Train once, with kills as long as there are some left."""
@@ -324,10 +333,8 @@ class Trial:
         life.saved = saved[-1] if saved else None
         life.in_write = bool(writes) and writes[-1]["event"] == "saving"
         life.damaged = [line["value"] for line in lines if line["event"] == "damaged"]
-        restored = next((line for line in lines if line["event"] == "restored"), None)
-        if restored is not None:
-            life.started_s = restored["seconds"]
-            life.restored = tuple(restored["value"]) if restored["value"] else None
+        life.started_s = next((line["seconds"] for line in lines if line["event"] == "started"), None)
+        life.restored = next((tuple(line["value"]) for line in lines if line["event"] == "loaded"), None)
 
     def _weights(self, lines: list[dict[str, Any]]) -> dict[str, str]:
         """Return the final weights' digests, the same in every process."""
@@ -335,10 +342,6 @@ class Trial:
         if len(ends) != self.size or any(end != ends[0] for end in ends):
             raise RuntimeError(f"{len(ends)} of {self.size} processes finished, or not with the same weights")
         return ends[0]
-
-    @staticmethod
-    def _first(lines: list[dict[str, Any]], event: str) -> dict[str, Any]:
-        return next(line for line in lines if line["event"] == event)
 
     def _n_killed(self) -> int:
         return sum(life.killed for life in self.lives)

@@ -12,6 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from . import distributed
 from ._errors import unknown_name
 from .data import ArrayEncoder
 from .deploy.saving import Folder, whole_folder, write_json, write_network
@@ -32,8 +33,10 @@ def save_estimator(estimator: ProARDEstimator, folder: Folder) -> None:
     """Save a fitted estimator: supernet, labels, predictor, settings and calibration images.
 
     The folder holds up to ``n_calibration`` training images, without which no student can be
-    given its batch norm statistics.
+    given its batch norm statistics. Under torchrun the main process alone writes.
     """
+    if not distributed.is_main():
+        return
     with whole_folder(folder, "estimator.json") as temporary:
         write_network(estimator.supernet_, temporary / "supernet")
         estimator.labels_.save(temporary / "labels.jsonl")

@@ -30,8 +30,8 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this process writes files and shows progress."""
-    return rank() == 0
+    """Return whether this process writes files and shows progress; under torchrun, also before and after a group."""
+    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from proard_nas import distributed
 from proard_nas.supernets import Supernet
 
 from .budget import TrainingCost, stage_macs, training_cost
@@ -58,7 +59,8 @@ def plan_training(
     macs = stage_macs(supernet, stage, budget, img_size)
     macs *= supernet.cost(arch, img_size).macs / supernet.cost(supernet.space.largest, img_size).macs
     n = max(2, min(len(x), int(STEP_MACS / macs)))
-    job, runner = Job.of(stage, stage.budget(budget), [arch], 0, n, 0.0), StepRunner(supernet, CANDIDATES[0])
+    job = Job.of(stage, stage.budget(budget), [arch], 0, n * distributed.world_size(), 0.0)
+    runner = StepRunner(supernet, CANDIDATES[0])
 
     def step(candidate: Precision) -> None:
         candidate.prepare(supernet)
