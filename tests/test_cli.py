@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
+from sklearn.datasets import load_digits
 
+from proard_nas import ProARDEstimator
 from proard_nas.cli import main
 from proard_nas.quickstart import QuickstartSettings, run
 
@@ -97,3 +100,29 @@ def test_the_quick_start_gives_students_far_more_robust_than_natural_training(tm
         assert ours["architecture"] == theirs["architecture"]
         assert ours["test"]["natural"]["accuracy"] > 0.85
         assert ours["test"]["pgd"]["accuracy"] > theirs["test"]["pgd"]["accuracy"] + 0.2
+
+
+@pytest.fixture
+def archive(tmp_path):
+    x, y = load_digits(return_X_y=True)
+    pixels = (x / 16 * 255).astype("uint8").reshape(-1, 8, 8)
+    np.savez(tmp_path / "digits.npz", x_train=pixels[:300], y_train=y[:300], x_test=pixels[300:], y_test=y[300:])
+    return tmp_path / "digits.npz"
+
+
+FIT = "--model proard_dyn_resnet_tiny --epochs 4 --attack-steps 1 --eval-steps 1 --n-labels 12 --n-watch 32 --lr 0.1"
+
+
+def test_fit_trains_from_an_archive_and_saves_an_estimator(archive, tmp_path, capsys):
+    out, run_folder = tmp_path / "est", tmp_path / "run"
+    flags = [*FIT.split(), "--random-state", "0", "--checkpoint-dir", str(run_folder), "--no-progress"]
+    assert main(["fit", "--data", str(archive), "--out", str(out), *flags]) == 0
+    assert "labelling" in capsys.readouterr().out
+    assert ProARDEstimator.load(out).n_train_ == 270
+    assert main(["fit", "--data", str(archive), "--out", str(out), *flags, "--eps", "0.5"]) == 1
+    assert "parameters.eps" in capsys.readouterr().err
+
+
+def test_fit_explains_a_missing_archive(tmp_path, capsys):
+    assert main(["fit", "--data", str(tmp_path / "none.npz"), "--out", str(tmp_path / "out")]) == 1
+    assert "there is no file" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from proard_nas import ProARDEstimator
 from proard_nas.deploy import save_student
 from proard_nas.supernets import is_calibrated
-from proard_nas.training import Stage
+from proard_nas.training import Stage, make_schedule
 
 SMALL = {
     "model": "proard_dyn_resnet_tiny",
@@ -382,7 +382,11 @@ def test_parameters_are_stored_as_given_and_a_copy_is_equal():
 def test_defaults_are_the_papers():
     defaults = ProARDEstimator().get_params()
     assert defaults["model"] == "proard_dyn_resnet50"
-    assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (0.01, 0.9, 2e-4)
+    space = timm.create_model("proard_dyn_resnet_tiny").space
+    stages = make_schedule(defaults["schedule"], space, epochs=defaults["epochs"], lr=defaults["lr"])
+    assert [stage.epochs for stage in stages] == [300, 120, 120, 120]
+    assert {stage.lr for stage in stages} == {0.01}
+    assert (defaults["momentum"], defaults["weight_decay"]) == (0.9, 2e-4)
     assert (defaults["batch_size"], defaults["attack_steps"], defaults["eval_steps"]) == (128, 10, 20)
     assert (defaults["eps"], defaults["step_size"]) == (8 / 255, 2 / 255)
     assert defaults["n_labels"] == 2000

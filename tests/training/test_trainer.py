@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import timm
 import torch
 
+from proard_nas._random import derive_seed
+from proard_nas.attacks import Noise
 from proard_nas.data import ArraySource
 from proard_nas.supernets import is_calibrated
 from proard_nas.training import (
@@ -22,6 +25,7 @@ from proard_nas.training import (
     plan_training,
     training_cost,
 )
+from proard_nas.training.step import Job, StepRunner
 
 SETTINGS = TrainSettings(batch_size=16, budget=AttackBudget(0.05, 0.02, 2), progress=False)
 
@@ -85,14 +89,11 @@ def test_a_step_equals_the_same_step_written_out_for_a_plain_network(source):
     net = supernet()
     net.train()
     by_hand = net.extract(net.space.largest).train()
-    trainer = Trainer(net, source, x, SETTINGS)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
-    trainer.step(make_loss("trades"), x, y, [net.space.largest], optimizer, seed=3)
-    with torch.random.fork_rng():
-        from proard_nas._random import derive_seed
-
-        torch.manual_seed(derive_seed(3, 0))
-        start = torch.empty_like(x).normal_(0, 0.001)
+    job = Job(make_loss("trades"), SETTINGS.budget, [net.space.largest], seed=3, total=16)
+    StepRunner(net, Precision()).gradients(job, x, y)
+    optimizer.step()
+    start = 0.001 * Noise(derive_seed(3, 0)).normal(x)
     norms = [m for m in by_hand.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.track_running_stats = False
@@ -117,14 +118,14 @@ def test_a_step_equals_the_same_step_written_out_for_a_plain_network(source):
 def test_gradients_are_the_mean_over_the_students_of_a_step(source):
     net = supernet()
     net.train()
-    trainer = Trainer(net, source, source.x, SETTINGS)
-    loss, x, y = make_loss("natural"), source.x[:16], source.y[:16]
-    archs = [net.space.sample(1), net.space.sample(2)]
-    trainer.gradients(loss, x, y, archs, 0)
+    runner = StepRunner(net, Precision())
+    job = Job(make_loss("natural"), SETTINGS.budget, [net.space.sample(1), net.space.sample(2)], seed=0, total=16)
+    x, y = source.x[:16], source.y[:16]
+    runner.gradients(job, x, y)
     joint = net.head.fc.weight.grad.clone()
     net.zero_grad()
-    for arch in archs:
-        trainer.gradients(loss, x, y, [arch], 0)
+    for arch in job.students:
+        runner.gradients(dataclasses.replace(job, students=[arch]), x, y)
     torch.testing.assert_close(joint, net.head.fc.weight.grad / 2)
 
 
@@ -157,7 +158,7 @@ def test_distilling_before_a_teacher_is_trained_is_refused(source):
 
 def test_a_loss_that_is_not_finite_stops_with_advice(source):
     net = supernet()
-    with pytest.raises(FloatingPointError, match="lower learning rate"):
+    with pytest.raises(FloatingPointError, match="again after 3 returns to the last good state.*a lower lr"):
         Trainer(net, source, source.x, SETTINGS).run([Stage("natural", 30, "natural", lr=1e12)])
 
 

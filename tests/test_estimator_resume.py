@@ -1,0 +1,198 @@
+"""Runs that stop and go on, teachers of one's own, records: the estimator's side of the training engine."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+
+import pytest
+import timm
+import torch
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+
+from proard_nas import ProARDEstimator
+from proard_nas.training import Trainer
+
+SMALL = {
+    "model": "proard_dyn_resnet_tiny",
+    "epochs": 5,
+    "lr": 0.1,
+    "batch_size": 64,
+    "eps": 0.1,
+    "step_size": 0.05,
+    "attack_steps": 2,
+    "eval_steps": 2,
+    "ema_decay": 0.9,
+    "n_labels": 12,
+    "n_calibration": 64,
+    "n_watch": 32,
+    "precision": "float32",
+    "random_state": 0,
+    "progress": False,
+    "checkpoint_seconds": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x, y = load_digits(return_X_y=True)
+    return (x / 16).astype("float32").reshape(-1, 1, 8, 8)[:320], y[:320]
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    return ProARDEstimator(**SMALL).fit(*digits)
+
+
+def bits(estimator):
+    return {name: tensor.clone() for name, tensor in estimator.supernet_.state_dict().items()}
+
+
+def without_seconds(history):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+
+
+def stop_at(monkeypatch, epoch, number):
+    """Send this process a signal after the given epoch of all."""
+    original = Trainer._report
+
+    def report(self, record, stage):
+        original(self, record, stage)
+        if record["global_epoch"] == epoch:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Trainer, "_report", report)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_stopped_fit_leaves_a_usable_estimator_and_goes_on_to_the_same_bits(
+    digits, fitted, tmp_path, monkeypatch, caplog, number, error
+):
+    est = ProARDEstimator(**SMALL)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, number)
+        with pytest.raises(error):
+            est.fit(*digits, checkpoint_dir=tmp_path / "run")
+    assert est.predict(digits[0]).shape == (320,)
+    assert est.extract(est.supernet_.space.smallest)(torch.rand(1, 1, 8, 8)).shape == (1, 10)
+    with pytest.raises(NotFittedError):
+        est.search()
+    est.fit(*digits, checkpoint_dir=tmp_path / "run")
+    assert "going on from stage 'depth', epoch 1 of 1, step 2" in caplog.text
+    assert all(torch.equal(tensor, bits(fitted)[name]) for name, tensor in bits(est).items())
+    assert without_seconds(est.history_) == without_seconds(fitted.history_)
+    assert [label.architecture for label in est.labels_.students] == fitted.labels_.architectures
+    assert (est.labels_.accuracies == fitted.labels_.accuracies).all()
+
+
+def test_a_finished_run_is_not_trained_or_labelled_again(digits, tmp_path, monkeypatch):
+    first = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path / "run")
+    monkeypatch.setattr(Trainer, "step", None)
+    monkeypatch.setattr("proard_nas.evaluation.population.label_student", None)
+    second = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path / "run")
+    assert all(torch.equal(tensor, bits(first)[name]) for name, tensor in bits(second).items())
+
+
+def test_a_folder_of_other_settings_or_data_is_refused_by_naming_the_difference(digits, tmp_path):
+    est = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"parameters\.eps.*0\.1.*0\.05"):
+        ProARDEstimator(**{**SMALL, "eps": 0.05}).fit(*digits, checkpoint_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"data\.train"):
+        ProARDEstimator(**SMALL).fit(digits[0][:300], digits[1][:300], checkpoint_dir=tmp_path / "run")
+    before = bits(est)
+    est.fit(*digits, checkpoint_dir=tmp_path / "run")  # nothing was lost
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bits(est).items())
+
+
+def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(digits, tmp_path):
+    settings = {**SMALL, "random_state": None}
+    first = ProARDEstimator(**settings).fit(*digits, checkpoint_dir=tmp_path / "run")
+    second = ProARDEstimator(**settings).fit(*digits, checkpoint_dir=tmp_path / "run")
+    assert first.seed_ == second.seed_
+    assert ProARDEstimator(**settings).fit(*digits, checkpoint_dir=tmp_path / "other").seed_ != first.seed_
+
+
+def test_a_folder_with_something_else_in_it_is_refused(digits, tmp_path):
+    (tmp_path / "letters.txt").write_text("mine")
+    with pytest.raises(FileExistsError):
+        ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path)
+    assert (tmp_path / "letters.txt").read_text() == "mine"
+
+
+def test_a_teacher_of_ones_own_teaches_every_stage_and_stays_as_it_was(digits):
+    teacher = timm.create_model("proard_resnet_tiny", num_classes=10).train()
+    before = copy.deepcopy(teacher.state_dict())
+    est = ProARDEstimator(**{**SMALL, "teacher": teacher}).fit(*digits)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    # A teacher that has learnt nothing gives almost equal logits: who is distilled from it learns as little.
+    assert est.history_[0]["stage"] == "teacher" and est.history_[0]["loss"] < 0.1
+    assert est.score(*digits) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (torch.nn.Flatten(), r"output of shape \(2, 64\).*allowed: \(2, 10\)"),
+        (torch.nn.Linear(3, 10), r"does not take images of shape \(1, 8, 8\)"),
+        (7, "teacher must be a module, a timm model's name or None, got 7"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused_before_training(digits, monkeypatch, teacher, message):
+    monkeypatch.setattr(Trainer, "run", None)
+    with pytest.raises(ValueError, match=message):
+        ProARDEstimator(**{**SMALL, "teacher": teacher}).fit(*digits)
+
+
+def test_records_are_json_and_say_what_was_spent(fitted):
+    json.dumps([fitted.history_, fitted.events_, fitted.spent_.to_dict()], allow_nan=False)
+    assert fitted.events_ == []
+    stages = [record["stage"] for record in fitted.history_]
+    assert stages == ["teacher", "teacher", "width_mult", "depth", "expand_ratio"]
+    assert all(0 <= record["validation"]["robust"] <= record["validation"]["natural"] for record in fitted.history_)
+    spent = fitted.spent_.entries
+    assert list(spent) == ["teacher", "width_mult", "depth", "expand_ratio", "labelling"]
+    largest = fitted.supernet_.cost(fitted.supernet_.space.largest, 8).macs
+    # 2 epochs of 288 images, TRADES with PGD-2: clean logits, 2 x (forward, to images), 2 x (forward, to weights)
+    assert spent["teacher"].macs == 2 * 288 * largest * (1 + 4 + 6)
+    many, one = fitted.spent_.for_devices(50), fitted.spent_.for_devices(1)
+    assert many["macs"] == one["macs"] == fitted.spent_.total.macs
+
+
+def test_saving_and_loading_keeps_the_records(fitted, tmp_path):
+    fitted.save(tmp_path / "est")
+    loaded = ProARDEstimator.load(tmp_path / "est")
+    assert loaded.history_ == fitted.history_ and loaded.spent_.to_dict() == fitted.spent_.to_dict()
+
+
+def test_without_tensorboard_its_folder_is_refused_before_training(digits, monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr(Trainer, "run", None)
+    with pytest.raises(ImportError, match=r"proard-nas\[tensorboard\]"):
+        ProARDEstimator(**{**SMALL, "log_dir": tmp_path}).fit(*digits)
+
+
+def test_single_step_training_is_watched_each_epoch(digits):
+    est = ProARDEstimator(**{**SMALL, "attack": "n-fgsm"}).fit(*digits)
+    assert all("single_step" in record["validation"] for record in est.history_)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("attack", "nfgsm", "Did you mean 'n-fgsm'"),
+        ("schedule", "attentiv", "Did you mean 'attentive'"),
+        ("teacher_loss", "marts", "Did you mean 'mart'"),
+        ("augment", "crop_flip", "Did you mean 'crop-flip'"),
+        ("ema_decay", 1.0, r"ema_decay must be in \[0, 1\)"),
+        ("clip_grad", 0, "clip_grad must be positive"),
+        ("awp", -1, "awp"),
+        ("n_watch", -1, "n_watch must be an integer of at least 0"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_training(digits, monkeypatch, parameter, value, message):
+    monkeypatch.setattr(Trainer, "run", None)
+    with pytest.raises(ValueError, match=message):
+        ProARDEstimator(**{**SMALL, parameter: value}).fit(*digits)
