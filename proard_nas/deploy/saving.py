@@ -50,7 +50,8 @@ def write_network(network: StudentNet, folder: Path) -> None:
     """Write a network's weights and configuration as timm does; see `save_student`."""
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     folder.mkdir(exist_ok=True)
-    save_config_for_hf(network, str(folder / "config.json"), model_args=network.model_args())
+    config: Any = folder / "config.json"  # typed as str; older versions of timm take a Path only
+    save_config_for_hf(network, config, model_args=network.model_args())
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
