@@ -43,6 +43,7 @@ from proard_nas.training import AttackBudget, CheckpointStore, Trainer, TrainSet
 MODEL = "proard_dyn_resnet_tiny"
 BATCH, N_TRAIN, N_VAL = 16, 72, 40  # five steps an epoch, the last of half a batch
 CHECKPOINT_SECONDS = (0.0, 0.2)  # one of them is drawn for each life
+KILLS_PER_TRAINING = 8  # about: moments are uniform over a quarter of what a whole training takes
 POLL = 0.002
 Position = tuple[int, ...]  # stage, whether it was entered, epoch, step
 Training = Callable[[Path, Path | None, float], None]
@@ -212,9 +213,8 @@ class Group:
                 torch.distributed.destroy_process_group()
             status = 0
         except BaseException:
-            traceback.print_exc()
+            os.write(2, traceback.format_exc().encode())  # not to sys.stderr, which may be somebody else's
         finally:
-            sys.stderr.flush()
             os._exit(status)
 
     def wait(self, seconds: float | None) -> bool:
@@ -257,7 +257,7 @@ class Trial:
     def run(self, n_kills: int) -> dict[str, Any]:
         started = time.time()
         whole_s, start_s, reference = self._reference()
-        scale = 2 * (start_s + whole_s / max(1, n_kills))
+        scale = 2 * whole_s / max(1, min(n_kills, KILLS_PER_TRAINING))
         index = -1
         while self._n_killed() < n_kills or index < 0:
             index += 1
@@ -272,9 +272,9 @@ class Trial:
             "damaged_warnings": sum(len(life.damaged) for life in self.lives),
             "killed_while_writing": sum(life.killed and life.in_write for life in self.lives),
             "killed_before_restoring": sum(life.killed and life.started_s is None for life in self.lives),
-            "restarts_by_stage": self._by_stage(),
+            "restarts_by_stage": self._by_stage(),  # one after the last: all were done
             "never_killed_s": whole_s,
-            "restored_after_s": start_s,
+            "started_after_s": start_s,
             "moments_uniform_to_s": scale,
             "seconds": time.time() - started,
             "reference_sha256": joined(reference),
@@ -377,6 +377,10 @@ def table(results: list[dict[str, Any]]) -> str:
     return tabulate(rows, header, floatfmt=".1f")
 
 
+def stage_names(epochs: int) -> list[str]:
+    return [stage.name for stage in make_schedule("paper", timm.create_model(MODEL).space, epochs=epochs)]
+
+
 def data(seed: int) -> tuple[ArraySource, ArraySource]:
     """Return a few of scikit-learn's digits to train and to validate on."""
     (x, y), _ = quickstart.digits(seed)
@@ -401,7 +405,15 @@ def main() -> None:
     def training(journal: Path, folder: Path | None, every: float) -> None:
         train(source, val, args.epochs, journal, folder, every)
 
-    settings = {"model": MODEL, "epochs": args.epochs, "batch": BATCH, "n_train": N_TRAIN, "n_val": N_VAL}
+    names = stage_names(args.epochs)
+    settings = {
+        "model": MODEL,
+        "stages": names,
+        "epochs": args.epochs,
+        "batch": BATCH,
+        "n_train": N_TRAIN,
+        "n_val": N_VAL,
+    }
     results: list[dict[str, Any]] = []
     for size in args.processes:
         with tempfile.TemporaryDirectory(dir=args.folder) as root:

@@ -63,6 +63,14 @@ class InnerAttack(PGD):  # type: ignore[misc]
         self.supported_mode = ["default"]
         self.objective, self.start, self.project = objective, start, project
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute and nothing else.
+
+        torchattacks looks for attacks inside the value, in a function that refers to itself: every attack then keeps
+        its network until the garbage collector runs, and training makes one for each step.
+        """
+        object.__setattr__(self, name, value)
+
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return adversarial images; ``labels`` is the objective's target."""
         images = images.detach()

@@ -78,7 +78,7 @@ def measure(
     seed: int,
     single: bool,
 ) -> dict[str, Any]:
-    """Measure students, each after its own calibration; the processes share the images.
+    """Measure students, each after its own calibration; the processes share the batches.
 
     Parameters
     ----------
@@ -127,9 +127,8 @@ def _standalone(network: StudentNet, arch: Architecture) -> StudentNet:
 def _accuracy(student: nn.Module, attack: AttackSettings, validation: Validation, seed: int) -> float:
     right = torch.zeros(())
     for index, (x, y) in enumerate(validation.source.batches(validation.batch_size)):
-        mine = slice(distributed.rank(), None, distributed.world_size())
-        if len(y[mine]):
-            right += correct(student, x[mine], y[mine], attack, derive_seed(seed, "validation", index)).sum().cpu()
+        if index % distributed.world_size() == distributed.rank():  # whole batches: the attack starts as in one process
+            right += correct(student, x, y, attack, derive_seed(seed, "validation", index)).sum().cpu()
     device = next(student.parameters()).device
     right = right.to(device)
     distributed.sum_in_place([right])
@@ -154,11 +153,12 @@ class Watch:
         """Return what failed, or None; a good measurement becomes part of the record.
 
         Catastrophic overfitting: robust accuracy of the largest student fell below half its best while its single-step
-        accuracy did not fall with it (Wong et al. 2020, section 5). Collapse: its natural accuracy is back at chance
-        after it was twice as high.
+        accuracy did not fall with it (Wong et al. 2020, section 5). Collapse: its natural accuracy is back at chance,
+        or within a tenth of the way, after it was twice as high; where chance is above a third, halfway to 1.
         """
         natural, robust, single = found["largest_natural"], found["largest_robust"], found.get("single_step")
-        if self.natural > 2 * chance and natural <= 1.1 * chance:
+        learned = min(2 * chance, (1 + chance) / 2)
+        if self.natural > learned and natural <= chance + (learned - chance) / 10:
             return COLLAPSED
         fell = self.robust > 2 / 3 * chance and robust < DROP * self.robust
         if single is not None and fell and single >= self.single_step - RISE:

@@ -8,7 +8,9 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from proard_nas import distributed
 
@@ -21,28 +23,56 @@ class JoinedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise by the statistics of the joined batch in training mode, else by the running ones."""
-        if not self.training or not distributed.is_on():
-            return super().forward(x)
-        values = x.float()
-        count = _joined(x.new_full((1,), x.numel() / x.shape[1], dtype=torch.float32))
-        mean = _joined(values.sum((0, 2, 3))) / count
-        centred = values - mean[:, None, None]
-        var = _joined(centred.square().sum((0, 2, 3))) / count
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            self._record(mean.detach(), (var * count / (count - 1)).detach())
-        result = centred * (var[:, None, None] + self.eps).rsqrt()
-        if self.weight is not None:
-            result = result * self.weight[:, None, None] + self.bias[:, None, None]
-        return result.to(x.dtype)
+        return _normalised(self, x) if _is_joined(self) else super().forward(x)
 
-    def _record(self, mean: Tensor, var: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        weight = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, weight)
-        self.running_var.lerp_(var, weight)
+
+class JoinedBatchNormAct2d(BatchNormAct2d):
+    """timm's batch norm with activation, over the joined batch as `JoinedBatchNorm2d` is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise as `JoinedBatchNorm2d` does, then activate."""
+        if not _is_joined(self):
+            return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
+        return cast(Tensor, self.act(self.drop(_normalised(self, x))))
+
+
+ON_CPU: dict[type[_BatchNorm], type[_BatchNorm]] = {
+    nn.BatchNorm2d: JoinedBatchNorm2d,
+    BatchNormAct2d: JoinedBatchNormAct2d,
+}
+ON_GPU: dict[type[_BatchNorm], type[_BatchNorm]] = {
+    nn.BatchNorm2d: nn.SyncBatchNorm,
+    BatchNormAct2d: SyncBatchNormAct,
+}
+
+
+def _is_joined(norm: nn.BatchNorm2d) -> bool:
+    return norm.training and distributed.is_on()
+
+
+def _normalised(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Normalise by the statistics of the joined batch, and record them where the batch norm does so."""
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
+    sums = _joined(torch.cat([values.sum((0, 2, 3)), values.new_full((1,), x.numel() / x.shape[1])]))
+    mean, count = sums[:-1] / sums[-1], sums[-1]
+    centred = values - mean[:, None, None]
+    var = _joined(centred.square().sum((0, 2, 3))) / count
+    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
+        _record(norm, mean.detach(), (var * count / (count - 1)).detach())
+    result = centred * (var[:, None, None] + norm.eps).rsqrt()
+    if norm.weight is not None:
+        result = result * norm.weight[:, None, None] + norm.bias[:, None, None]
+    return result.to(x.dtype)
+
+
+def _record(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    weight = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean, weight)
+    norm.running_var.lerp_(var, weight)
 
 
 class _Joined(torch.autograd.Function):
@@ -67,15 +97,24 @@ def _joined(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def synced_batch_norm(network: nn.Module) -> Iterator[None]:
-    """Make a network's batch norms, and those of its live students, use joined statistics inside the block."""
-    norms = [m for m in network.modules() if type(m) is nn.BatchNorm2d]
-    kind = nn.SyncBatchNorm if next(network.parameters()).device.type == "cuda" else JoinedBatchNorm2d
+    """Make a network's batch norms, and those of its live students, use joined statistics inside the block.
+
+    Raises
+    ------
+    TypeError
+        If the network has a batch norm of a kind that is neither torch's nor timm's.
+    """
+    joined = ON_GPU if next(network.parameters()).device.type == "cuda" else ON_CPU
+    norms = [(m, type(m)) for m in network.modules() if isinstance(m, _BatchNorm)]
+    unknown = sorted({kind.__name__ for _, kind in norms if kind not in joined})
+    if unknown:
+        raise TypeError(f"cannot synchronise {unknown}; allowed: {[kind.__name__ for kind in joined]}")
     try:
-        for norm in norms:
-            norm.__class__ = kind  # type: ignore[assignment]
+        for norm, kind in norms:
+            norm.__class__ = joined[kind]
             norm.process_group = None  # type: ignore[assignment]
         yield
     finally:
-        for norm in norms:
-            norm.__class__ = nn.BatchNorm2d
+        for norm, kind in norms:
+            norm.__class__ = kind
             del norm.process_group

@@ -166,11 +166,11 @@ class Trainer:
         with self._progress_bar(phases, n_steps) as self._bar, SignalWatch() as self._signals:
             while keeper.state.phase < len(phases) and not self._stop:
                 self._run_phase(phases[keeper.state.phase], n_steps)
-            if keeper.state.phase == len(phases):
-                keeper.save()
-            elif keeper.ema is not None:
+            keeper.save()
+            if keeper.state.phase < len(phases) and keeper.ema is not None:
                 self.network.load_state_dict(keeper.averaged.state_dict())
             calibrate(self.network, self.calibration, reduce=True)
+            self._notice_late_signal()
         self.network.eval()
         return self.history
 
@@ -210,6 +210,12 @@ class Trainer:
             phases.append(Phase(stage))
             trained = trained or not stage.elastic
         return phases
+
+    def _notice_late_signal(self) -> None:
+        """Take note of a signal that came after the last step, to whichever process."""
+        received = [found for found in distributed.gather(self._signals.received) if found is not None]
+        if received and self.interrupted is None:
+            self.interrupted = received[0]
 
     def _run_phase(self, phase: Phase, n_steps: int) -> None:
         keeper, stage = self.keeper, phase.stage
@@ -270,7 +276,7 @@ class Trainer:
                     continue
                 self._bar.update()
                 state.step = step + 1
-                if total < 2 * size:  # batch norm has no statistics of one image
+                if total < self._fewest_images():
                     continue
                 step_seed = derive_seed(settings.seed, *place, step)
                 students = self._draw(stage, seed if stage.draw == "epoch" else step_seed)
@@ -282,7 +288,6 @@ class Trainer:
                 state.images += total
                 spent.add(macs=self._macs(job, x) * total, images=total, steps=1)
                 if self._stop:
-                    self.keeper.save()
                     return None
                 self.keeper.save_if_due()
         return self._end_epoch(phase, time.perf_counter() - start)
@@ -323,7 +328,10 @@ class Trainer:
     def _end_epoch(self, phase: Phase, seconds: float) -> str | None:
         """Measure, judge and record an epoch; return what failed, if something did."""
         stage, state = phase.stage, self.keeper.state
-        found = self._validate(phase)
+        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
+            return "the weights are no longer finite"  # of which the last step's loss could not tell
+        with self.ledger.measure(stage.name, self.device):
+            found = self._validate(phase)
         if found is not None and self.validation is not None:
             watch = monitor.Watch(**state.watch)
             verdict = watch.judge(found, self.validation.chance)
@@ -433,8 +441,15 @@ class Trainer:
         return macs + (again if job.awp else 0)
 
     def _synced(self) -> contextlib.AbstractContextManager[None]:
-        on = self.settings.sync_batch_norm and distributed.is_on()
-        return synced_batch_norm(self.network) if on else contextlib.nullcontext()
+        return synced_batch_norm(self.network) if self._is_synced() else contextlib.nullcontext()
+
+    def _is_synced(self) -> bool:
+        return self.settings.sync_batch_norm and distributed.is_on()
+
+    def _fewest_images(self) -> int:
+        """Return the smallest joined batch that is trained on: batch norm has no statistics of one image."""
+        size = distributed.world_size()
+        return max(2, size) if self._is_synced() else 2 * size
 
     @contextlib.contextmanager
     def _progress_bar(self, phases: Sequence[Phase], n_steps: int) -> Iterator[tqdm[Any]]:
@@ -462,5 +477,5 @@ class Trainer:
             stage.name, record["epoch"] + 1, stage.epochs, record["loss"] or math.nan, record["lr"],
             record["seconds"], measured,
         )  # fmt: skip
-        if self.on_epoch is not None and self.on_epoch(record):
+        if self.on_epoch is not None and any(distributed.gather(bool(self.on_epoch(record)))):
             self._stop = True

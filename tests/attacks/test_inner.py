@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -188,3 +190,15 @@ def test_processes_with_a_share_of_the_batch_find_what_one_finds(network, images
 def test_an_unknown_start_is_refused(network, images):
     with pytest.raises(ValueError, match="unknown start 'normal'"):
         inner_attack(network, images["random"], None, AttackBudget(), Noise(0), start="normal")
+
+
+def test_an_attack_lets_its_network_go_without_the_garbage_collector():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    still_there = weakref.ref(network)
+    gc.disable()
+    try:
+        InnerAttack(network, steps=1).forward(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+        del network
+        assert still_there() is None
+    finally:
+        gc.enable()
