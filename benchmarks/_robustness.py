@@ -1,0 +1,211 @@
+"""Students' accuracy naturally, under PGD-20 and under AutoAttack, and what figures over seeds show."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from proard_nas import Architecture, Supernet
+from proard_nas._random import derive_seed
+from proard_nas.attacks import run_attack
+from proard_nas.data import ArraySource
+from proard_nas.evaluation import AttackSettings, calibrate
+from proard_nas.evaluation.accuracy import correct, predict_logits
+from proard_nas.evaluation.population import append_line
+
+STANDARD_QUERIES = 5000
+METRICS = ("natural", "pgd20", "autoattack")
+RULE = (
+    "the difference from the baseline, averaged over the seeds, counts as shown where it is larger than twice its "
+    "standard error over the seeds (two-sided, no correction for the number of comparisons; the 95 % t-interval, "
+    "stricter for so few seeds, stands beside it)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """How a student is measured.
+
+    Parameters
+    ----------
+    eps, step_size : float
+        Of PGD-20; AutoAttack takes eps alone.
+    n_auto : int
+        AutoAttack is run on the first so many images.
+    square_queries : int, default=5000
+        Of the Square attack within AutoAttack; fewer only to try something out.
+    seed : int, default=0
+        Of random starts: the same for every student.
+    batch_size : int, default=256
+    """
+
+    __test__ = False  # no test case, whatever pytest makes of the name
+
+    eps: float
+    step_size: float
+    n_auto: int
+    square_queries: int = STANDARD_QUERIES
+    seed: int = 0
+    batch_size: int = 256
+
+    @property
+    def title(self) -> str:
+        """What AutoAttack is called wherever its figures stand."""
+        cut = "" if self.square_queries == STANDARD_QUERIES else f", Square cut to {self.square_queries} queries"
+        return f"torchattacks {importlib.metadata.version('torchattacks')} AutoAttack standard{cut}"
+
+
+def measure_student(
+    supernet: Supernet, arch: Architecture, images: ArraySource, calibration: Tensor, test: Test, auto: bool
+) -> dict[str, Any]:
+    """Measure one student after its own calibration; an image is robust only if it survives every attack.
+
+    Returns
+    -------
+    dict
+        ``natural`` and ``pgd20`` over all images; ``natural_few``, ``pgd20_few`` and ``autoattack`` over the first
+        ``n_auto``, the last one None unless ``auto``; seconds of the two parts.
+    """
+    start = time.perf_counter()
+    student = supernet.extract(arch).requires_grad_(False)  # FAB would compute gradients of weights, too
+    calibrate(student, calibration, test.batch_size).eval()
+    pgd = AttackSettings("pgd", test.eps, test.step_size, 20)
+    natural, robust = [], []
+    for index, (x, y) in enumerate(images.batches(test.batch_size)):
+        right = predict_logits(student, x).argmax(1) == y
+        survives = right.clone()
+        if right.any():
+            survives[right] = correct(student, x[right], y[right], pgd, derive_seed(test.seed, "evaluate", index))
+        natural.append(right)
+        robust.append(survives)
+    few = slice(0, test.n_auto)
+    right, survives = torch.cat(natural), torch.cat(robust)
+    found = {
+        "natural": share(right),
+        "pgd20": share(survives),
+        "natural_few": share(right[few]),
+        "pgd20_few": share(survives[few]),
+        "autoattack": None,
+        "seconds": time.perf_counter() - start,
+        "autoattack_seconds": None,
+    }
+    if auto:
+        start = time.perf_counter()
+        survives = survives[few].clone()
+        if survives.any():
+            x, y = images.x[few][survives], images.y[few][survives]
+            survives[survives.clone()] = survives_autoattack(student, x, y, test)
+        found |= {"autoattack": share(survives), "autoattack_seconds": time.perf_counter() - start}
+    return found
+
+
+def survives_autoattack(network: nn.Module, x: Tensor, y: Tensor, test: Test) -> Tensor:
+    """Return which images torchattacks' AutoAttack leaves rightly classified; modes and generators stay as they were.
+
+    Raises
+    ------
+    RuntimeError
+        If the attack left the ball or [0, 1]: then its figures mean nothing.
+    """
+    attack = torchattacks.AutoAttack(
+        network, norm="Linf", eps=test.eps, version="standard", n_classes=network.num_classes, seed=test.seed
+    )
+    for part in attack._autoattack.attacks:
+        if isinstance(part, torchattacks.Square):
+            part.n_queries = test.square_queries
+    adversarial = run_attack(attack, x, y, seed=test.seed).detach()
+    change = float((adversarial - x).abs().max())
+    if change > test.eps + 1e-5 or adversarial.min() < 0 or adversarial.max() > 1:
+        raise RuntimeError(f"AutoAttack changed a pixel by {change}, eps is {test.eps}; or it left [0, 1]")
+    return predict_logits(network, adversarial).argmax(1) == y
+
+
+def measure_students(
+    supernet: Supernet,
+    archs: Sequence[Architecture],
+    auto: Sequence[int],
+    images: ArraySource,
+    calibration: Tensor,
+    test: Test,
+    record: Path,
+) -> list[dict[str, Any]]:
+    """Measure students, with a line in the record for each; those that have one are not measured again.
+
+    Parameters
+    ----------
+    auto : sequence of int
+        Places of the students that AutoAttack is run on.
+    """
+    rows = read_lines(record)
+    for place in range(len(rows), len(archs)):
+        rows.append(measure_student(supernet, archs[place], images, calibration, test, place in auto))
+        append_line(record, rows[-1])
+    return rows
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines that were written whole, and cut a torn last one off."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def share(flags: Tensor) -> float:
+    return float(flags.float().mean())
+
+
+# -- figures over seeds -------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean over the seeds, the standard deviation (None of one) and the values themselves."""
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "seeds": list(values),
+    }
+
+
+def compare(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """Compare seed by seed: the differences, their standard error, a 95 % t-interval and what the rule says."""
+    differences = [a - b for a, b in zip(values, baseline, strict=True)]
+    found = spread(differences)
+    if found["std"] is None:
+        return found | {"standard_error": None, "t_interval": None, "shown": None}
+    error = found["std"] / math.sqrt(len(differences))
+    reach = float(scipy.stats.t.ppf(0.975, len(differences) - 1)) * error
+    return found | {
+        "standard_error": error,
+        "t_interval": [found["mean"] - reach, found["mean"] + reach],
+        "shown": abs(found["mean"]) > 2 * error,
+    }
+
+
+def verdict(name: str, baseline: str, metric: str, found: dict[str, Any]) -> str:
+    """Say in words what a comparison shows."""
+    points = 100 * found["mean"]
+    if found["shown"] is None:
+        return f"{metric}: {name} against {baseline} {points:+.2f} points in one seed: nothing can be concluded"
+    figures = f"{points:+.2f} points, standard error {100 * found['standard_error']:.2f}"
+    if not found["shown"]:
+        return f"{metric}: no difference shown between {name} and {baseline} ({figures})"
+    low, high = found["t_interval"]
+    surely = "" if low > 0 or high < 0 else ", though the t-interval holds zero"
+    winner, loser = (name, baseline) if points > 0 else (baseline, name)
+    return f"{metric}: {winner} wins over {loser} ({figures}{surely})"
