@@ -550,9 +550,10 @@ def table(results: dict[str, Any]) -> str:
                 row = found[part][name]
                 against = row.get(f"against {found[part]['baseline']}", {})
                 figures = [cell for m in _robustness.METRICS for cell in (with_std(row[m]), with_std(against.get(m)))]
-                rows.append([data, name, *figures, np.mean(row["macs"]) / 1e12, np.mean(row["training_seconds"])])
+                same = with_std(row["pgd20_of_autoattacked"])
+                rows.append([data, name, *figures, same, np.mean(row["macs"]) / 1e12, np.mean(row["training_seconds"])])
     header = ["data", "schedule", "natural, %", "difference", "PGD-20, %", "difference", "AutoAttack, %",
-              "difference", "TMACs", "seconds"]  # fmt: skip
+              "difference", "PGD-20 of\nthe same, %", "TMACs", "seconds"]  # fmt: skip
     return tabulate(rows, header, floatfmt=".1f")
 
 
