@@ -121,6 +121,11 @@ class Stage:
                 f"stage {self.name!r} has teacher_loss={self.teacher_loss!r}, which distils; "
                 "it must be a loss that needs no teacher, such as 'trades'"
             )
+        if self.share_attack and self.teacher == "live" and not make_loss(self.teacher_loss).passes.attacked:
+            raise ValueError(
+                f"stage {self.name!r} shares the first student's adversarial images, but teacher_loss="
+                f"{self.teacher_loss!r} makes none; allowed: a loss with an attack, or share_attack=False"
+            )
         check_name("sampler", self.sampler, SAMPLERS)
         check_name("draw", self.draw, DRAWS)
         check_name("teacher", self.teacher, TEACHERS)

@@ -24,6 +24,7 @@ from proard_nas.training import (
     TrainSettings,
     Validation,
     make_schedule,
+    monitor,
 )
 
 SETTINGS = TrainSettings(
@@ -150,6 +151,35 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path):
     assert n > 12
 
 
+@pytest.mark.parametrize("last", [6, 8, 9])
+def test_the_best_state_survives_a_kill(tmp_path, monkeypatch, last):
+    """The first epoch of each stage is the best one by far; the kill comes in a later one, or in the stage after."""
+    trainers = []
+
+    def measure(network, *args):
+        robust = [0.9, 0.2, 0.1][trainers[-1].keeper.state.epoch] / (1 + trainers[-1].keeper.state.phase)
+        return {"natural": 0.9, "robust": robust, "largest_natural": 0.9, "largest_robust": robust}
+
+    def run_watched(folder, last=None, seed=0):
+        after = []
+        trainers.append(make_trainer(folder, last, seed=seed, on_epoch=lambda record: after.append(best_of(trainer))))
+        trainer = trainers[-1]
+        trainer.restore(stages)
+        trainer.run(stages)
+        return trainer, after
+
+    def best_of(trainer):
+        return trainer.keeper.kept["best"]["head.fc.weight"].clone()
+
+    monkeypatch.setattr(monitor, "measure", measure)
+    stages = [Stage("teacher", 3, "natural", lr=0.05), Stage("students", 2, "natural", ELASTIC, lr=0.03)]
+    expected, best = run_watched(tmp_path / "whole")
+    assert torch.equal(expected.network.head.fc.weight, best[3]) and not torch.equal(best[3], best[0])
+    with pytest.raises(Killed):
+        run_watched(tmp_path / "killed", last)
+    compare(run_watched(tmp_path / "killed", seed=5)[0], expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("average", [0.0, 0.6])
 def test_a_run_can_be_killed_anywhere(tmp_path, average):
@@ -162,9 +192,9 @@ def test_a_run_that_was_killed_twice_ends_with_the_same_bits(tmp_path):
     expected = run(tmp_path / "whole", STAGES)
     for first, second in ((2, 2), (5, 3), (3, 9), (9, 4)):
         folder = tmp_path / f"{first}-{second}"
-        for last in (first, second):
+        for last, seed in ((first, 0), (second, 1)):
             with pytest.raises(Killed):
-                run(folder, STAGES, last, seed=last)
+                run(folder, STAGES, last, seed=seed)
         compare(run(folder, STAGES, seed=7), expected)
 
 

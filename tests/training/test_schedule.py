@@ -233,3 +233,8 @@ def test_a_wrong_stage_is_refused(arguments, message):
 def test_an_unknown_schedule_is_refused(resnet, schedule):
     with pytest.raises(ValueError, match="schedule"):
         make_schedule(schedule, resnet)
+
+
+def test_images_that_a_live_teacher_does_not_make_cannot_be_shared():
+    with pytest.raises(ValueError, match="teacher_loss='natural' makes none"):
+        Stage("all", 1, "rslad", ("depth",), teacher="live", teacher_loss="natural", share_attack=True)
