@@ -22,7 +22,7 @@ from ._errors import check_name, unknown_name
 from ._random import derive_seed
 from .attacks import seeded
 from .data import ArraySource, PreparedData, Source, prepare
-from .evaluation import Labels, label_students
+from .evaluation import label_students
 from .supernets import Supernet
 from .training import (
     PRECISIONS,
@@ -295,29 +295,24 @@ def _labelling_macs(estimator: ProARDEstimator, supernet: Supernet) -> float:
 
 
 def _label(estimator: ProARDEstimator, supernet: Supernet, val: Source, folder: Path | None) -> None:
-    """Measure students, each process its part, and fit the predictor."""
+    """Measure students and fit the predictor."""
     from .search import AccuracyPredictor
 
     seed = derive_seed(estimator.seed_, "labels")
     estimator._val = _on_device(val, estimator.device_)
     architectures = supernet.space.sample_distinct(estimator.n_labels, seed)
-    rank, size = distributed.rank(), distributed.world_size()
-    record = None if folder is None else folder / ("labels.jsonl" if size == 1 else f"labels-{rank}-of-{size}.jsonl")
     with estimator.spent_.measure("labelling", estimator.device_) as spent:
-        mine = label_students(
+        estimator.labels_ = label_students(
             supernet,
-            architectures[rank::size],
+            architectures,
             estimator._val,
             estimator.calibration_images_,
             attack=estimator._attack("pgd"),
             seed=seed,
-            record=record,
-            progress=estimator.progress and rank == 0,
+            record=None if folder is None else folder / "labels.jsonl",
+            progress=estimator.progress,
         )
-        parts = distributed.gather(mine.students)
-        students = [parts[i % size][i // size] for i in range(len(architectures))]
-        spent.add(macs=_labelling_macs(estimator, supernet), images=len(students) * estimator.n_val_)
-    estimator.labels_ = Labels(tuple(students), mine.settings)
+        spent.add(macs=_labelling_macs(estimator, supernet), images=len(estimator.labels_) * estimator.n_val_)
     estimator.predictor_ = AccuracyPredictor(
         supernet.space, estimator._cost, random_state=derive_seed(seed, "predictor")
     )

@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from . import supernets
 from ._errors import check_name, unknown_name
 from ._random import derive_seed
-from .attacks import ATTACKS, EPS, STEP_SIZE
+from .attacks import ATTACKS, EPS, ITERATED, STEP_SIZE
 from .data import Source
 from .evaluation import AttackSettings, Evaluation, Label, calibrate, evaluate
 from .evaluation.accuracy import predict_logits
@@ -282,7 +282,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         return AttackBudget(self.eps, self.step_size, self.attack_steps, self.attack)
 
     def _attack(self, name: str, eps: float | None = None, steps: int | None = None) -> AttackSettings:
-        return AttackSettings(name, eps or self.eps, self.step_size, steps or self.eval_steps)
+        steps = self.eval_steps if steps is None and name in ITERATED else steps
+        return AttackSettings(name, self.eps if eps is None else eps, self.step_size, steps)
 
     # -- students -----------------------------------------------------------------------------
 
@@ -409,11 +410,12 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         ----------
         X, y
             As for `score`.
-        attack : {'pgd', 'fgsm'}, default='pgd'
+        attack : {'pgd', 'cw', 'fgsm', 'square', 'autoattack', 'autoattack-reference'}, default='pgd'
+            The last needs the extra ``autoattack``; a result says which AutoAttack was run.
         eps : float, default=None
             None is the estimator's ``eps``.
         steps : int, default=None
-            None is the estimator's ``eval_steps``.
+            Of PGD and CW, None being the estimator's ``eval_steps``; queries of Square, None being 5,000.
         """
         return self.evaluate(X, y, attack=attack, eps=eps, steps=steps).accuracy
 
@@ -426,13 +428,19 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         attack: str = "pgd",
         eps: float | None = None,
         steps: int | None = None,
+        check_masking: bool = False,
     ) -> Evaluation:
-        """Measure a student (by default the largest) on data; see `robust_score` for the parameters."""
+        """Measure a student (by default the largest) on data; see `robust_score` for the parameters.
+
+        With ``check_masking`` the result's ``masking`` says whether the figure may be too high because
+        gradients are masked; see `proard_nas.evaluation.check_gradient_masking`.
+        """
         check_is_fitted(self, "supernet_")
         check_name("attack", attack, ("natural", *ATTACKS))
         settings = self._attack(attack, eps, steps)
         source = self.encoder_source(X, y)
-        return evaluate(student if student is not None else self.supernet_, source, settings, seed=self.seed_)
+        network = self.supernet_ if student is None else student
+        return evaluate(network, source, settings, seed=self.seed_, check_masking=check_masking)
 
     def encoder_source(self, X: Any, y: Any = None) -> Source:
         """Return data in the library's form, checked against what the estimator was fitted on."""

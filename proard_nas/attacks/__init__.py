@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from .autoattack import AutoAttack, ReferenceAutoAttack
 from .budget import BATCH_NORM, EPS, METHODS, STEP_SIZE, AttackBudget, check_budget
-from .evaluation import ATTACKS, WorstCasePGD, make_attack, run_attack
+from .evaluation import ATTACKS, ITERATED, attack_steps, attack_title, make_attack, run_attack
 from .inner import InnerAttack, inner_attack
 from .modes import attack_mode, seeded
 from .noise import Noise
 from .objectives import AttackObjective, cross_entropy, divergence, kl_each
+from .square import Square
+from .worst_case import WorstCasePGD, margin
 
 __all__ = [
     "ATTACKS",
     "BATCH_NORM",
     "EPS",
+    "ITERATED",
     "METHODS",
     "STEP_SIZE",
     "AttackBudget",
     "AttackObjective",
+    "AutoAttack",
     "InnerAttack",
     "Noise",
+    "ReferenceAutoAttack",
+    "Square",
     "WorstCasePGD",
     "attack_mode",
+    "attack_steps",
+    "attack_title",
     "check_budget",
     "cross_entropy",
     "divergence",
     "inner_attack",
     "kl_each",
     "make_attack",
+    "margin",
     "run_attack",
     "seeded",
 ]

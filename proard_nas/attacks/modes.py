@@ -23,7 +23,8 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
         return
     # The device in use alone: each other GPU would get a context of this process.
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = [torch.cuda.current_device()] if in_use else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

@@ -5,20 +5,35 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from proard_nas._errors import check_name
 from proard_nas._random import derive_seed
-from proard_nas.attacks import ATTACKS, EPS, STEP_SIZE, check_budget, make_attack, run_attack
+from proard_nas.attacks import (
+    ATTACKS,
+    EPS,
+    ITERATED,
+    STEP_SIZE,
+    attack_steps,
+    attack_title,
+    check_budget,
+    make_attack,
+    run_attack,
+)
 from proard_nas.data import Source
 from proard_nas.supernets import StudentNet
 
 from .calibration import require_calibrated
 
+Number = TypeVar("Number", int, float)
+
 NATURAL = "natural"
+COUNTED = (*ITERATED, "square")
+REFERENCE = "autoattack-reference"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,26 +42,38 @@ class AttackSettings:
 
     Parameters
     ----------
-    name : {'natural', 'fgsm', 'pgd'}, default='pgd'
-        ``'natural'`` attacks nothing. ``'pgd'`` counts an image as fooled if any iterate fools it.
+    name : str, default='pgd'
+        ``'natural'`` attacks nothing. ``'fgsm'``: one step. ``'pgd'`` and ``'cw'`` (PGD on Carlini and
+        Wagner's margin) count an image as fooled if any iterate fools it. ``'square'`` is black-box.
+        ``'autoattack'`` is torchattacks' version, ``'autoattack-reference'`` the authors' own code; the
+        second is the stronger one, and needs ``pip install "proard-nas[autoattack]"``.
     eps : float, default=8/255
     step_size : float, default=2/255
-    steps : int, default=20
+        Of ``'pgd'`` and ``'cw'``.
+    steps : int, default=None
+        Of ``'pgd'`` and ``'cw'``; None is 20. Of ``'square'`` the queries, at least 100; None is 5000.
+        The number itself once constructed, never None.
+
+    Examples
+    --------
+    >>> AttackSettings("cw").title, AttackSettings("square").title
+    ('CW-inf-20', 'Square-5000')
     """
 
     name: str = "pgd"
     eps: float = EPS
     step_size: float = STEP_SIZE
-    steps: int = 20
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         check_name("attack", self.name, (NATURAL, *ATTACKS))
-        check_budget(self.eps, self.step_size, self.steps)
+        object.__setattr__(self, "steps", attack_steps(self.name, self.steps))
+        check_budget(self.eps, self.step_size, attack_steps(self.name, self.steps))
 
     @property
     def title(self) -> str:
-        """The attack's usual name, such as ``'PGD-20'``."""
-        return f"PGD-{self.steps}" if self.name == "pgd" else {"fgsm": "FGSM", NATURAL: "natural"}[self.name]
+        """The attack's usual name, such as ``'PGD-20'``; an AutoAttack's says which code it is."""
+        return attack_title(self.name, self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +86,13 @@ class Evaluation:
         Share of images classified rightly (under the attack), in [0, 1].
     n_images : int
     attack : str
-        The attack's title; ``eps``, ``step_size`` and ``steps`` are None where it has none.
+        The attack's title; ``eps``, ``step_size`` and ``steps`` (for Square, queries) are None where it has none,
+        and where several attacks together differ in them.
     seed : int
     seconds : float
     versions : dict of str to str
+    masking : dict, default=None
+        A `MaskingReport` as a dict, where it was asked for.
     """
 
     accuracy: float
@@ -74,6 +104,7 @@ class Evaluation:
     seed: int
     seconds: float
     versions: dict[str, str]
+    masking: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict."""
@@ -87,6 +118,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     seed: int = 0,
+    check_masking: bool = False,
 ) -> Evaluation:
     """Measure a network's accuracy, natural or under an attack.
 
@@ -97,36 +129,100 @@ def evaluate(
     source : Source
         Images and labels.
     attack : AttackSettings or str, default='pgd'
-        A name stands for the default settings: ``'natural'``, ``'fgsm'`` or ``'pgd'`` (PGD-20).
+        A name stands for the default settings, as ``'natural'`` or ``'pgd'`` (PGD-20); `AttackSettings` lists them.
     batch_size : int, default=256
     seed : int, default=0
-        Of the attack's random start; the same for every network.
+        Of the attack's random numbers; the same for every network.
+    check_masking : bool, default=False
+        Also look for signs that the figure is too high because gradients are masked; see `check_gradient_masking`.
 
     Raises
     ------
     UncalibratedError
         If the network is a student without batch norm statistics of its own.
+    ValueError
+        For an unknown attack, or a check of masking without an attack.
     """
-    settings = AttackSettings(attack) if isinstance(attack, str) else attack
+    settings = _settings(attack)
+    if check_masking and settings.name == NATURAL:
+        raise ValueError("check_masking needs an attack; 'natural' has no gradients to mask")
+    (found,) = evaluate_all(network, source, [settings], batch_size=batch_size, seed=seed)
+    if not check_masking:
+        return found
+    from .masking import check_gradient_masking  # which needs this module
+
+    report = check_gradient_masking(network, source, settings, batch_size=batch_size, seed=seed)
+    return dataclasses.replace(found, masking=report.to_dict())
+
+
+def evaluate_all(
+    network: nn.Module,
+    source: Source,
+    attacks: Sequence[AttackSettings | str],
+    *,
+    worst_case: bool = False,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> list[Evaluation]:
+    """Measure a network under several attacks in one pass over the images.
+
+    Parameters
+    ----------
+    network, source, batch_size, seed
+        As for `evaluate`.
+    attacks : sequence of AttackSettings or str
+        Cheap ones first saves time in the worst case.
+    worst_case : bool, default=False
+        An image counts as right only if it survives this attack and all before it; those already fooled are not
+        attacked again. The last figure is the accuracy under all attacks together. For FGSM, PGD, CW and Square it is
+        exactly the one without dropping. Both AutoAttacks draw for the images that they are given, so after another
+        attack their random numbers are other ones.
+
+    Returns
+    -------
+    list of Evaluation
+        One for each attack, in order; without ``worst_case`` each equals `evaluate`'s. ``seconds`` hold the natural
+        pass and the attacks that the figure is under.
+
+    Raises
+    ------
+    ImportError
+        If the reference AutoAttack is asked for and not installed.
+    """
+    wanted = [_settings(attack) for attack in attacks]
+    for settings in wanted:
+        attack_title(settings.name)  # what is not installed is named before the work
     if isinstance(network, StudentNet):
         require_calibrated(network)
-    start, right, total = time.perf_counter(), 0, 0
+    survived, seconds, total, natural_seconds, n_classes = [0] * len(wanted), [0.0] * len(wanted), 0, 0.0, 0
     for index, (x, y) in enumerate(source.batches(batch_size)):
-        right += int(correct(network, x, y, settings, derive_seed(seed, "evaluate", index)).sum())
-        total += len(x)
-    has = settings.name != NATURAL
-    iterates = settings.name == "pgd"
-    return Evaluation(
-        accuracy=right / total,
-        n_images=total,
-        attack=settings.title,
-        eps=settings.eps if has else None,
-        step_size=settings.step_size if iterates else None,
-        steps=settings.steps if iterates else None,
-        seed=seed,
-        seconds=time.perf_counter() - start,
-        versions=versions(),
-    )
+        start = time.perf_counter()
+        x, y, logits = _forward(network, x, y)
+        right, n_classes, total = logits.argmax(1) == y, logits.shape[1], total + len(x)
+        natural_seconds += time.perf_counter() - start
+        alive = right
+        for place, settings in enumerate(wanted):
+            start = time.perf_counter()
+            kept = survives(network, x, y, right, alive, settings, derive_seed(seed, "evaluate", index))
+            survived[place] += int(kept.sum())
+            alive = kept if worst_case else right
+            seconds[place] += time.perf_counter() - start
+    groups = [wanted[: place + 1] if worst_case else [wanted[place]] for place in range(len(wanted))]
+    spent = [sum(seconds[: place + 1]) if worst_case else seconds[place] for place in range(len(wanted))]
+    return [
+        Evaluation(
+            accuracy=count / total,
+            n_images=total,
+            attack=" + ".join(attack_title(one.name, one.steps, n_classes) for one in group),
+            eps=_shared([one.eps for one in group if one.name != NATURAL]),
+            step_size=_shared([one.step_size if one.name in ITERATED else None for one in group]),
+            steps=_shared([one.steps if one.name in COUNTED else None for one in group]),
+            seed=seed,
+            seconds=natural_seconds + duration,
+            versions=versions(*(["pyautoattack"] if any(one.name == REFERENCE for one in group) else [])),
+        )
+        for group, count, duration in zip(groups, survived, spent, strict=True)
+    ]
 
 
 def correct(network: nn.Module, x: Tensor, y: Tensor, settings: AttackSettings, seed: int) -> Tensor:
@@ -134,16 +230,32 @@ def correct(network: nn.Module, x: Tensor, y: Tensor, settings: AttackSettings, 
 
     Images that are wrong without any attack are not attacked.
     """
-    device = next(network.parameters()).device
-    x, y = x.to(device), y.to(device)
-    right = predict_logits(network, x).argmax(1) == y
-    if settings.name == NATURAL or not right.any():
-        return right
-    attack = make_attack(settings.name, network, eps=settings.eps, step_size=settings.step_size, steps=settings.steps)
-    adversarial = run_attack(attack, x[right], y[right], seed=seed)
-    right = right.clone()
-    right[right.clone()] = predict_logits(network, adversarial).argmax(1) == y[right]
-    return right
+    x, y, logits = _forward(network, x, y)
+    right = logits.argmax(1) == y
+    return survives(network, x, y, right, right, settings, seed)
+
+
+def survives(
+    network: nn.Module, x: Tensor, y: Tensor, right: Tensor, alive: Tensor, settings: AttackSettings, seed: int
+) -> Tensor:
+    """Return which images are alive and stay so under one more attack.
+
+    Parameters
+    ----------
+    right : Tensor of shape (N,), bool
+        Images that are classified rightly without an attack: random numbers are drawn for these.
+    alive : Tensor of shape (N,), bool
+        Those of them that no attack has fooled: only these are attacked.
+    """
+    if settings.name == NATURAL or not alive.any():
+        return alive
+    attack = make_attack(
+        settings.name, network, eps=settings.eps, step_size=settings.step_size, steps=settings.steps, seed=seed
+    )
+    adversarial = run_attack(attack, x[alive], y[alive], seed=seed, among=alive[right])
+    kept = alive.clone()
+    kept[alive] = predict_logits(network, adversarial).argmax(1) == y[alive]
+    return kept
 
 
 def predict_logits(network: nn.Module, x: Tensor) -> Tensor:
@@ -157,9 +269,9 @@ def predict_logits(network: nn.Module, x: Tensor) -> Tensor:
             module.training = mode
 
 
-def versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
     """Return the versions of the packages that a figure depends on."""
-    names = ("proard-nas", "torch", "timm", "torchattacks", "numpy")
+    names = ("proard-nas", "torch", "timm", "torchattacks", "numpy", *more)
     found = {}
     for name in names:
         try:
@@ -167,3 +279,19 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def _settings(attack: AttackSettings | str) -> AttackSettings:
+    return AttackSettings(attack) if isinstance(attack, str) else attack
+
+
+def _forward(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images and labels on the network's device, and its logits."""
+    device = next(network.parameters()).device
+    x, y = x.to(device), y.to(device)
+    return x, y, predict_logits(network, x)
+
+
+def _shared(values: Sequence[Number | None]) -> Number | None:
+    """Return the value that all have, else None."""
+    return values[0] if len(set(values)) == 1 else None

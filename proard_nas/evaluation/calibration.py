@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from proard_nas import distributed
+from proard_nas._errors import check_name
+from proard_nas._random import derive_seed
+from proard_nas.attacks import AttackBudget, Noise, inner_attack
 from proard_nas.supernets import Supernet, is_calibrated, statistics_of
 from proard_nas.supernets.supernet import share_statistics
 
 N_IMAGES = 4000
+KINDS = ("clean", "adversarial", "mixed")
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -19,7 +24,17 @@ class UncalibratedError(RuntimeError):
     """A student's batch norm statistics have not been computed for it."""
 
 
-def calibrate(network: Network, images: Tensor, batch_size: int = 256, *, reduce: bool = False) -> Network:
+def calibrate(
+    network: Network,
+    images: Tensor,
+    batch_size: int = 256,
+    *,
+    kind: str = "clean",
+    labels: Tensor | None = None,
+    budget: AttackBudget | None = None,
+    seed: int = 0,
+    reduce: bool = False,
+) -> Network:
     """Compute a network's batch norm statistics in one pass over images.
 
     The statistics are replaced by the average over batches of equal weight. Everything else
@@ -33,6 +48,16 @@ def calibrate(network: Network, images: Tensor, batch_size: int = 256, *, reduce
     images : Tensor of shape (N, C, H, W)
         *Training* images in [0, 1]; the library's default is 4,000.
     batch_size : int, default=256
+    kind : {'clean', 'adversarial', 'mixed'}, default='clean'
+        The statistics of the images, of adversarial images made for this network, or of both: of each batch, every
+        second image is adversarial.
+    labels : Tensor of shape (N,), default=None
+        The classes of the images, which an attack needs; `'clean'` makes no use of them.
+    budget : AttackBudget, default=None
+        The attack, which maximises cross-entropy from a uniform start. None is PGD-10, step 2/255, eps 8/255, on the
+        network as a clean calibration leaves it (``batch_norm='running'``). See the notes.
+    seed : int, default=0
+        Of the attack's random starts.
     reduce : bool, default=False
         Share the batches between the processes of a distributed run, which must all make this call with the same
         images; the statistics are those of a single process.
@@ -42,24 +67,69 @@ def calibrate(network: Network, images: Tensor, batch_size: int = 256, *, reduce
     nn.Module
         The same network, whose statistics changed in place.
 
+    Notes
+    -----
+    Adversarial images depend on the statistics, and these on the images. The circle is cut after one turn: the network
+    is calibrated on the clean images first, attacked in eval mode with those statistics, and calibrated on what comes
+    out. It is then, during the attack, the function that an attacker meets, and an image's attack does not depend on
+    its batch. A budget with ``batch_norm='batch'`` attacks with the statistics of each batch instead, as training does.
+
     Raises
     ------
     ValueError
-        If there is no image.
+        If there is no image, the kind is unknown, or the labels that an attack needs are missing or do not fit.
     """
-    if len(images) == 0:
-        raise ValueError("calibration needs at least one image, got none")
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    _check(images, kind, labels, batch_size)
     if isinstance(network, Supernet) and network.active != network.space.largest:
-        student = calibrate(network.student(network.active), images, batch_size, reduce=reduce)
+        student = network.student(network.active)
+        calibrate(student, images, batch_size, kind=kind, labels=labels, budget=budget, seed=seed, reduce=reduce)
         share_statistics_of_active(network, student)
         return network
+    mine = slice(distributed.rank(), None, distributed.world_size()) if reduce else slice(None)
+    chunks = even_chunks(images, batch_size)[mine]
+    _compute_statistics(network, chunks, reduce)
+    if kind != "clean" and labels is not None:
+        seeds = [derive_seed(seed, "calibrate", i) for i in range(-(-len(images) // batch_size))][mine]
+        budget = budget or AttackBudget(batch_norm="running")
+        targets = even_chunks(labels, batch_size)[mine]
+        every = 2 if kind == "mixed" else 1
+        attacked = [_attack(network, *part, budget, every) for part in zip(chunks, targets, seeds, strict=True)]
+        _compute_statistics(network, attacked, reduce)
+    return network
+
+
+def _check(images: Tensor, kind: str, labels: Tensor | None, batch_size: int) -> None:
+    if len(images) == 0:
+        raise ValueError("calibration needs at least one image, got none")
+    if check_name("calibration", kind, KINDS) == "clean":
+        return
+    if labels is None:
+        raise ValueError(f"calibration kind={kind!r} attacks the images and needs their classes: give labels=...")
+    if tuple(labels.shape) != (len(images),):
+        raise ValueError(f"labels has shape {tuple(labels.shape)}; allowed: ({len(images)},), one for each image")
+    if kind == "mixed" and min(len(chunk) for chunk in even_chunks(images, batch_size)) < 2:
+        raise ValueError(
+            "calibration kind='mixed' needs two images or more in each batch, one clean and one adversarial; "
+            f"{len(images)} images with batch_size={batch_size} give batches of one"
+        )
+
+
+def _attack(network: nn.Module, x: Tensor, y: Tensor, seed: int, budget: AttackBudget, every: int) -> Tensor:
+    """Return a batch whose last image of ``every`` is adversarial, where the batch was."""
+    device = next(network.parameters()).device
+    chosen = slice(every - 1, None, every)
+    adversarial = inner_attack(network, x[chosen].to(device), y[chosen].to(device), budget, Noise(seed))
+    result = x.clone()
+    result[chosen] = adversarial.to(x.device)
+    return result
+
+
+def _compute_statistics(network: nn.Module, chunks: Sequence[Tensor], reduce: bool) -> None:
+    """Replace a network's statistics by the average over batches; over all processes' batches if asked."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     modes = [(module, module.training) for module in network.modules()]
     momenta = [norm.momentum for norm in norms]
     device = next(network.parameters()).device
-    chunks = even_chunks(images, batch_size)
-    if reduce:
-        chunks = chunks[distributed.rank() :: distributed.world_size()]
     try:
         network.eval()
         for norm in norms:
@@ -76,7 +146,6 @@ def calibrate(network: Network, images: Tensor, batch_size: int = 256, *, reduce
             module.training = mode
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-    return network
 
 
 def _average(norms: list[nn.modules.batchnorm._BatchNorm], n_batches: int) -> None:

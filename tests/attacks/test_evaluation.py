@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+
 import pytest
 import torch
 import torchattacks
 from torch import nn
 
-from proard_nas.attacks import WorstCasePGD, make_attack, run_attack, seeded
+from proard_nas.attacks import (
+    ATTACKS,
+    AutoAttack,
+    ReferenceAutoAttack,
+    Square,
+    WorstCasePGD,
+    attack_title,
+    make_attack,
+    margin,
+    run_attack,
+    seeded,
+)
+
+needs_reference = pytest.mark.skipif(
+    importlib.util.find_spec("pyautoattack") is None, reason="pyautoattack is optional"
+)
+REFERENCE = pytest.param(ReferenceAutoAttack, marks=needs_reference)
 
 
 @pytest.fixture
@@ -106,3 +125,167 @@ def test_seeded_puts_the_generator_back_after_an_error():
     with pytest.raises(RuntimeError):
         draws_and_fails()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def linear(n_classes, seed=0):
+    """Logits that are equal at grey images, so that no class wins everywhere."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, n_classes)).eval()
+    network[1].bias.data = -0.5 * network[1].weight.data.sum(1)
+    return network
+
+
+def robust_by_closed_form(network, x, y, eps):
+    """Where each wrong class stays behind: (w_y - w_j) x + b_y - b_j > eps |w_y - w_j|_1, no pixel at 0 or 1."""
+    weight, logits = network[1].weight, network(x)
+    gaps = logits.gather(1, y[:, None]) - logits
+    norms = (weight[y][:, None] - weight[None]).abs().sum(2)
+    worst = gaps - eps * norms
+    return worst.scatter(1, y[:, None], torch.inf).amin(1) > 0
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "cw", "autoattack"])
+def test_white_box_attacks_reach_a_linear_networks_closed_form_and_square_does_not_beat_it(name):
+    network, eps = linear(2), 0.03
+    x = 0.3 + 0.4 * torch.rand(64, 1, 6, 6)
+    y = network(x).argmax(1)
+    expected = robust_by_closed_form(network, x, y, eps)
+    assert 0 < expected.sum() < len(y)
+    attack = AutoAttack(network, eps, queries=100) if name == "autoattack" else make_attack(name, network, eps=eps)
+    assert torch.equal(network(run_attack(attack, x, y, seed=0)).argmax(1) == y, expected)
+    square = network(run_attack(make_attack("square", network, eps=eps, steps=300), x, y, seed=0)).argmax(1) == y
+    assert (square | ~expected).all()
+
+
+@pytest.mark.parametrize("attack", [AutoAttack, REFERENCE])
+@pytest.mark.parametrize("n_classes", [2, 3, 5, 12])
+def test_both_autoattacks_reach_the_closed_form_with_any_number_of_classes(attack, n_classes):
+    network, eps = linear(n_classes), 0.02
+    x = 0.3 + 0.4 * torch.rand(40, 1, 6, 6)
+    y = network(x).argmax(1)
+    expected = robust_by_closed_form(network, x, y, eps)
+    assert 0 < expected.sum() < len(y)
+    found = network(run_attack(attack(network, eps, queries=100), x, y, seed=0)).argmax(1) == y
+    assert (found | ~expected).all()  # nobody beats the closed form
+    assert (found != expected).sum() <= 1  # a point on the boundary may be missed by a rounding error
+
+
+def test_the_margin_is_the_largest_wrong_logit_minus_the_right_one():
+    logits = torch.tensor([[3.0, 1.0, 2.5], [0.0, -1.0, 4.0]])
+    assert margin(torch.empty(0), logits, torch.tensor([0, 1])).item() == (2.5 - 3.0) + (4.0 + 1.0)
+
+
+def test_cw_is_sign_ascent_on_a_margin_written_by_hand(network, batch):
+    x, y = batch
+    eps, alpha, steps = 0.08, 0.02, 6
+    with seeded(5):
+        current = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+    survived = torch.ones(len(y), dtype=torch.bool)
+    for _ in range(steps):
+        current.requires_grad_()
+        total = 0
+        for logits, label in zip(network(current), y, strict=True):
+            wrong = torch.stack([logits[j] for j in range(4) if j != label])
+            total = total + wrong.max() - logits[label]
+        (gradient,) = torch.autograd.grad(total, current)
+        current = (current.detach() + alpha * gradient.sign()).clamp(x - eps, x + eps).clamp(0, 1)
+        survived &= network(current).argmax(1) == y
+    found = run_attack(make_attack("cw", network, eps=eps, step_size=alpha, steps=steps), x, y, seed=5)
+    assert 0 < survived.sum() < len(y)
+    assert torch.equal(network(found).argmax(1) == y, survived)
+
+
+def test_square_and_autoattack_are_torchattacks_own_on_the_same_seed(network, batch):
+    x, y = batch
+    with seeded(0):
+        square = torchattacks.Square(network, eps=0.05, n_queries=200, seed=3)(x, y)
+        whole = torchattacks.AutoAttack(network, eps=0.05, n_classes=4, seed=3)
+        whole._autoattack.attacks[-1].n_queries = 200
+        auto = whole(x, y)
+    assert torch.equal(run_attack(Square(network, 0.05, 200, 3), x, y), square)
+    torch.testing.assert_close(run_attack(AutoAttack(network, 0.05, 3, 200), x, y), auto, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("attack", [AutoAttack, REFERENCE])
+def test_autoattack_fools_at_least_what_pgd_fools(attack, network, batch):
+    x, y = batch
+    pgd = network(run_attack(make_attack("pgd", network, eps=0.05, step_size=0.0125), x, y, seed=0)).argmax(1) == y
+    auto = network(run_attack(attack(network, 0.05, queries=200), x, y)).argmax(1) == y
+    assert 0 < auto.sum() <= pgd.sum() < len(y)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "autoattack-reference"])
+def test_attacks_without_a_seed_leave_gradients_modes_and_output_alone(name, network, batch, capsys):
+    x, y = batch[0][:8], batch[1][:8]
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    network.train()
+    network[1].eval()
+    attack = make_attack(name, network, eps=0.05, steps=100)
+    if hasattr(attack, "queries"):
+        attack.queries = 100
+    state = torch.get_rng_state()
+    adversarial = run_attack(attack, x, y, seed=None if "a" in name else 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert adversarial.min() >= 0 and adversarial.max() <= 1 and (adversarial - x).abs().max() <= 0.05 + 1e-6
+    assert [m.training for m in network] == [True, False, True, True, True, True]
+    assert all(p.requires_grad and (p.grad == 1).all() for p in network.parameters())
+    assert capsys.readouterr() == ("", "")
+
+
+@needs_reference
+def test_the_reference_autoattack_leaves_everything_alone(network, batch, capsys):
+    x, y = batch[0][:8], batch[1][:8]
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    network.train()
+    state, trace = torch.get_rng_state(), sys.gettrace()
+    adversarial = run_attack(ReferenceAutoAttack(network, 0.05, queries=100), x, y)
+    assert torch.equal(torch.get_rng_state(), state) and sys.gettrace() is trace
+    assert adversarial.min() >= 0 and adversarial.max() <= 1 and (adversarial - x).abs().max() <= 0.05 + 1e-6
+    assert all(m.training for m in network)
+    assert all(p.requires_grad and (p.grad == 1).all() for p in network.parameters())
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["pgd", "cw", "square"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_attack_on_some_images_does_to_each_what_it_does_among_all(name, layout):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)).eval()
+    x = torch.rand(30, 3, 6, 6).to(memory_format=layout)
+    y = network(x).argmax(1)
+    attack = make_attack(name, network, eps=0.04, step_size=0.01, steps=100, seed=2)
+    some = torch.arange(30) % 3 != 1
+    whole = run_attack(attack, x, y, seed=2)
+    assert 0 < (network(whole).argmax(1) == y).sum() < len(y)
+    part = run_attack(attack, x[some], y[some], seed=2, among=some)
+    torch.testing.assert_close(part, whole[some], atol=1e-6, rtol=0)
+
+
+def test_titles_say_which_autoattack_and_what_it_leaves_out():
+    assert attack_title("cw", 30) == "CW-inf-30" and attack_title("square") == "Square-5000"
+    assert attack_title("autoattack", n_classes=10) == f"AutoAttack (torchattacks {torchattacks_version()}, standard)"
+    assert "without APGD-T" in attack_title("autoattack", n_classes=3)
+
+
+@needs_reference
+def test_the_reference_names_itself():
+    assert attack_title("autoattack-reference").startswith("AutoAttack (reference, pyautoattack ")
+
+
+def test_a_missing_reference_says_how_to_install_it(network, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ImportError, match=r'pip install "proard-nas\[autoattack\]"'):
+        make_attack("autoattack-reference", network)
+
+
+def test_a_square_of_pgds_steps_is_refused(network):
+    with pytest.raises(ValueError, match="'square' counts its queries in steps, and 20 are too few"):
+        make_attack("square", network, steps=20)
+
+
+def torchattacks_version():
+    from importlib.metadata import version
+
+    return version("torchattacks")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import timm
 import torch
 import torchattacks
 from sklearn.metrics import accuracy_score
+from torch import nn
 
+from proard_nas._random import derive_seed
+from proard_nas.attacks import AutoAttack, ReferenceAutoAttack, make_attack, run_attack
 from proard_nas.data import ArraySource
-from proard_nas.evaluation import AttackSettings, Labels, calibrate, evaluate, label_students
+from proard_nas.evaluation import AttackSettings, Labels, calibrate, evaluate, evaluate_all, label_students
+from proard_nas.evaluation import accuracy as accuracy_module
 from proard_nas.evaluation import population as population_module
 
 ATTACK = AttackSettings("pgd", 0.05, 0.02, 3)
@@ -131,3 +136,133 @@ def test_labels_round_trip_through_a_file(net, source, calibration, tmp_path):
     labels = label_students(net, net.space.sample_distinct(2, 0), source, calibration, attack=ATTACK)
     labels.save(tmp_path / "labels.jsonl")
     assert Labels.load(tmp_path / "labels.jsonl") == labels
+
+
+def small_network(seed=0, n_classes=4):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, n_classes)
+    )
+
+
+@pytest.fixture
+def few():
+    """Images and the labels of a small network, a fifth of them wrong."""
+    net = small_network().eval()
+    x = torch.rand(50, 1, 8, 8)
+    y = net(x).argmax(1)
+    y[::5] = (y[::5] + 1) % 4
+    return net, ArraySource(x, y)
+
+
+EVERY = [
+    AttackSettings("fgsm", 0.02),
+    AttackSettings("pgd", 0.02, 0.005, 10),
+    AttackSettings("cw", 0.02, 0.005, 10),
+    AttackSettings("square", 0.02, steps=150),
+]
+
+
+def survivors_without_dropping(net, source, settings, batch_size, seed):
+    """All naturally right images are attacked, PGD and CW over all steps."""
+    found = []
+    for index, (x, y) in enumerate(source.batches(batch_size)):
+        right, here = net(x).argmax(1) == y, derive_seed(seed, "evaluate", index)
+        options = {"eps": settings.eps, "step_size": settings.step_size, "steps": settings.steps, "seed": here}
+        attack = make_attack(settings.name, net, **options)
+        if hasattr(attack, "drop_fooled"):
+            attack.drop_fooled = False
+        survived = right.clone()
+        survived[right] = net(run_attack(attack, x[right], y[right], seed=here)).argmax(1) == y[right]
+        found.append(survived)
+    return torch.cat(found)
+
+
+def test_dropping_fooled_images_changes_no_accuracy_for_each_attack_and_across_attacks(few):
+    net, source = few
+    kept = [survivors_without_dropping(net, source, one, 17, 3) for one in EVERY]
+    singles = evaluate_all(net, source, EVERY, batch_size=17, seed=3)
+    assert [one.accuracy for one in singles] == [float(k.double().mean()) for k in kept]
+    together = torch.stack(kept).cumprod(0).bool()
+    assert 0 < together[-1].sum() < kept[0].sum()
+    worst = evaluate_all(net, source, EVERY, worst_case=True, batch_size=17, seed=3)
+    assert [one.accuracy for one in worst] == [float(k.double().mean()) for k in together]
+
+
+def test_the_order_of_attacks_changes_nothing_in_the_end(few):
+    net, source = few
+    forward, backward = (evaluate_all(net, source, a, worst_case=True)[-1].accuracy for a in (EVERY, EVERY[::-1]))
+    assert forward == backward
+
+
+def test_single_evaluations_equal_those_of_one_pass(few):
+    net, source = few
+    for one, attack in zip(evaluate_all(net, source, EVERY, seed=1), EVERY, strict=True):
+        alone = evaluate(net, source, attack, seed=1)
+        assert (one.accuracy, one.attack, one.steps) == (alone.accuracy, alone.attack, alone.steps)
+
+
+def test_images_already_fooled_are_not_attacked_again(few, monkeypatch):
+    net, source = few
+    sizes, run = [], accuracy_module.run_attack
+
+    def counts(attack, x, y, **options):
+        sizes.append(len(x))
+        return run(attack, x, y, **options)
+
+    monkeypatch.setattr(accuracy_module, "run_attack", counts)
+    found = evaluate_all(net, source, EVERY, worst_case=True)
+    assert sizes == [40, *(round(50 * one.accuracy) for one in found[:-1])]
+
+
+def test_results_of_several_attacks_say_what_they_are_under(few):
+    net, source = few
+    first, second = evaluate_all(net, source, EVERY[:2], worst_case=True)
+    assert (first.attack, first.step_size, first.steps) == ("FGSM", None, None)
+    assert (second.attack, second.eps, second.steps) == ("FGSM + PGD-10", 0.02, None)
+    assert second.seconds >= first.seconds > 0
+    (square,) = evaluate_all(net, source, [EVERY[3]])
+    assert (square.attack, square.step_size, square.steps) == ("Square-150", None, 150)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("name", ["autoattack", "autoattack-reference"])
+def test_autoattack_is_at_most_pgd_and_says_which_one_it_is(n_classes, name, monkeypatch):
+    if name == "autoattack-reference":
+        pytest.importorskip("pyautoattack")
+    monkeypatch.setattr(AutoAttack.__init__, "__defaults__", (8 / 255, 0, 100))
+    monkeypatch.setattr(ReferenceAutoAttack.__init__, "__defaults__", (8 / 255, 0, 100))
+    net = small_network(n_classes=n_classes).eval()
+    x = torch.rand(30, 1, 8, 8)
+    net[-1].bias.data -= net(x).detach().mean(0)  # else one class wins everywhere
+    source = ArraySource(x, net(x).argmax(1))
+    attacks = [AttackSettings("pgd", 0.01, 0.0025), AttackSettings(name, 0.01)]
+    pgd, auto = evaluate_all(net, source, attacks)
+    assert auto.accuracy <= pgd.accuracy < 1
+    assert (auto.eps, auto.step_size, auto.steps) == (0.01, None, None)
+    package = "pyautoattack" if "reference" in name else "torchattacks"
+    assert f"{package} {auto.versions[package]}" in auto.attack
+    assert ("without APGD-T" in auto.attack) == (n_classes == 2)
+    json.dumps(auto.to_dict())
+
+
+def test_a_missing_reference_is_named_before_the_work(few, monkeypatch):
+    net, source = few
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ImportError, match=r'pip install "proard-nas\[autoattack\]"'):
+        evaluate_all(net, source, ["pgd", "autoattack-reference"])
+
+
+def test_any_timm_model_can_be_evaluated():
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    x = torch.rand(6, 3, 64, 64)
+    source = ArraySource(x, model(x).argmax(1))
+    found = evaluate_all(model, source, ["natural", AttackSettings("cw", steps=2)])
+    assert found[0].accuracy == 1 and found[0].eps is None and found[1].attack == "CW-inf-2"
+
+
+def test_default_steps_are_the_attacks_own_and_too_few_queries_are_refused():
+    assert [AttackSettings(name).steps for name in ("pgd", "cw", "square")] == [20, 20, 5000]
+    with pytest.raises(ValueError, match="too few"):
+        AttackSettings("square", steps=20)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
+from torch import nn
+from torch.nn import functional as F
 
+from proard_nas._random import derive_seed
+from proard_nas.attacks import AttackBudget, Noise
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import UncalibratedError, calibrate, evaluate
-from proard_nas.supernets import is_calibrated
+from proard_nas.supernets import is_calibrated, statistics_of
 
 
 @pytest.fixture
@@ -86,3 +92,134 @@ def test_evaluating_an_uncalibrated_student_raises(net, images):
         with pytest.raises(UncalibratedError, match="calibrate it on training images"):
             evaluate(student, source, "natural")
         evaluate(calibrate(student, images), source, "natural")
+
+
+# -- kinds, against plain torch ----------------------------------------------------------------
+
+EPS, STEP_SIZE, STEPS = 0.1, 0.04, 3
+RUNNING = AttackBudget(EPS, STEP_SIZE, STEPS, batch_norm="running")
+BATCH = AttackBudget(EPS, STEP_SIZE, STEPS, batch_norm="batch")
+
+
+@pytest.fixture
+def plain():
+    """A network with two batch norms that no part of this library has made."""
+    layers = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.ReLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+
+
+@pytest.fixture
+def labels():
+    return torch.arange(60) % 4
+
+
+def statistics_by_hand(network, batches):
+    """Average over the batches the mean and unbiased variance of what each batch norm is given in training mode."""
+    network, seen = copy.deepcopy(network).train(), []
+    for norm in (network[1], network[4]):
+        norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
+    with torch.no_grad():
+        for batch in batches:
+            network(batch)
+    means = [torch.stack([x.mean((0, 2, 3)) for x in seen[i::2]]).mean(0) for i in range(2)]
+    variances = [torch.stack([x.var((0, 2, 3)) for x in seen[i::2]]).mean(0) for i in range(2)]
+    return [*means, *variances]
+
+
+def with_statistics(network, found):
+    network = copy.deepcopy(network)
+    for norm, mean, var in zip((network[1], network[4]), found[:2], found[2:], strict=True):
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+    return network
+
+
+def pgd_by_hand(network, x, y, start):
+    adversarial = (x + start).clamp(0, 1)
+    for _ in range(STEPS):
+        adversarial.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network(adversarial), y), adversarial)
+        moved = adversarial.detach() + STEP_SIZE * gradient.sign()
+        adversarial = torch.maximum(torch.minimum(moved, x + EPS), x - EPS).clamp(0, 1)
+    return adversarial
+
+
+def own(network):
+    return [norm.running_mean for norm in (network[1], network[4])] + [
+        norm.running_var for norm in (network[1], network[4])
+    ]
+
+
+def starts(batches, seed):
+    return [EPS * Noise(derive_seed(seed, "calibrate", i)).uniform(x) for i, x in enumerate(batches)]
+
+
+def assert_close(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_clean_statistics_are_those_by_hand(plain, images):
+    assert_close(own(calibrate(plain, images, 20)), statistics_by_hand(plain, images.split(20)))
+
+
+@pytest.mark.parametrize("budget", [RUNNING, BATCH])
+def test_adversarial_statistics_are_those_by_hand_of_the_same_adversarial_images(plain, images, labels, budget):
+    batches, targets = images.split(20), labels.split(20)
+    attacked = with_statistics(plain, statistics_by_hand(plain, batches)).train(budget is BATCH)
+    made = [pgd_by_hand(attacked, *part) for part in zip(batches, targets, starts(batches, seed=5), strict=True)]
+    calibrate(plain, images, 20, kind="adversarial", labels=labels, budget=budget, seed=5)
+    expected = statistics_by_hand(plain, made)
+    assert_close(own(plain), expected)
+    assert not torch.allclose(own(plain)[2].double(), statistics_by_hand(plain, batches)[2], rtol=1e-3)
+
+
+def test_mixed_statistics_are_those_of_batches_whose_every_second_image_is_adversarial(plain, images, labels):
+    batches, targets = images.split(20), labels.split(20)
+    attacked = with_statistics(plain, statistics_by_hand(plain, batches)).eval()
+    made = [batch.clone() for batch in batches]
+    for batch, y, start in zip(made, targets, starts([x[1::2] for x in batches], seed=0), strict=True):
+        batch[1::2] = pgd_by_hand(attacked, batch[1::2].clone(), y[1::2], start)
+    calibrate(plain, images, 20, kind="mixed", labels=labels, budget=RUNNING)
+    assert_close(own(plain), statistics_by_hand(plain, made))
+
+
+def test_the_default_attack_sees_the_clean_statistics(plain, images, labels):
+    default = calibrate(copy.deepcopy(plain), images, kind="adversarial", labels=labels)
+    spelled_out = AttackBudget(8 / 255, 2 / 255, 10, batch_norm="running")
+    other = calibrate(copy.deepcopy(plain), images, kind="adversarial", labels=labels, budget=spelled_out)
+    assert all(torch.equal(a, b) for a, b in zip(own(default), own(other), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["adversarial", "mixed"])
+def test_live_extracted_and_active_students_calibrate_alike_in_every_kind(net, images, labels, kind):
+    arch = net.space.sample(1)
+    net.set_active(arch)
+    made = [calibrate(network, images, kind=kind, labels=labels) for network in (net.student(arch), net.extract(arch))]
+    calibrate(net, images, kind=kind, labels=labels)
+    live, extracted = (statistics_of(network) for network in made)
+    assert all(torch.equal(value, extracted[name]) for name, value in live.items())
+    assert all(torch.equal(value, net._active_statistics[name]) for name, value in live.items())
+
+
+@pytest.mark.parametrize("kind", ["clean", "adversarial", "mixed"])
+def test_every_kind_leaves_weights_modes_images_and_the_global_generator_as_they_were(plain, images, labels, kind):
+    plain.train()
+    plain[1].eval()
+    modes, before = [m.training for m in plain.modules()], [p.clone() for p in plain.parameters()]
+    given, state = images.clone(), torch.get_rng_state()
+    calibrate(plain, images, kind=kind, labels=labels)
+    assert [m.training for m in plain.modules()] == modes
+    assert all(torch.equal(a, b) and a.grad is None for a, b in zip(plain.parameters(), before, strict=True))
+    assert torch.equal(images, given) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_a_kind_lacks_is_named(plain, images, labels):
+    with pytest.raises(ValueError, match="kind='adversarial' attacks the images and needs their classes: give labels"):
+        calibrate(plain, images, kind="adversarial")
+    with pytest.raises(ValueError, match=r"labels has shape \(59,\); allowed: \(60,\)"):
+        calibrate(plain, images, kind="mixed", labels=labels[1:])
+    with pytest.raises(ValueError, match="two images or more in each batch"):
+        calibrate(plain, images, 1, kind="mixed", labels=labels)
+    with pytest.raises(ValueError, match="Did you mean 'adversarial'"):
+        calibrate(plain, images, kind="adverserial", labels=labels)

@@ -1,0 +1,49 @@
+"""The Square attack: random search that sees logits and no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from .budget import EPS
+from .modes import seeded
+
+QUERIES = 5000
+
+
+class Square(torchattacks.Square):  # type: ignore[misc]
+    """torchattacks' Square, l-infinity, that leaves the global generator alone.
+
+    Andriushchenko et al., "Square Attack", ECCV 2020; on the margin, one restart, p = 0.8, its schedule
+    scaled to the number of queries.
+
+    Parameters
+    ----------
+    model : nn.Module
+    eps : float, default=8/255
+    n_queries : int, default=5000
+        As within AutoAttack.
+    seed : int, default=0
+    """
+
+    def __init__(self, model: nn.Module, eps: float = EPS, n_queries: int = QUERIES, seed: int = 0) -> None:
+        super().__init__(model, norm="Linf", eps=eps, n_queries=n_queries, seed=seed)
+        self.supported_mode = ["default"]
+        self._among: Tensor | None = None
+
+    def forward(self, images: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
+        """Return adversarial images, and the images themselves where they are wrong already; see `run_attack`."""
+        self._among = among
+        with seeded(self.seed), torch.no_grad():
+            found: Tensor = super().forward(images, labels)
+        return found
+
+    def random_choice(self, shape: Sequence[int]) -> Tensor:
+        """Draw signs; the starting stripes are the only draw for each image, and made for the whole batch."""
+        if len(shape) != 4 or self._among is None:
+            return super().random_choice(shape)  # type: ignore[no-any-return]
+        drawn: Tensor = super().random_choice([len(self._among), *shape[1:]])
+        return drawn[self._among.to(drawn.device)]
