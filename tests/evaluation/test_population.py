@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import json
 import os
-import pickle
 import random
 import signal
 import subprocess
@@ -101,23 +100,26 @@ def test_threads_that_share_torchs_generator_measure_the_same(net, data, archs, 
         assert figures(label_students(net, archs, *data, attack=ATTACK, batch_size=20, seed=1)) == figures(alone)
 
 
-class Counted:
-    """A function that leaves a file whenever it is unpacked."""
+def counted(folder):
+    """Return a function that leaves a file in a folder whenever it is unpacked."""
 
-    def __init__(self, folder):
-        self.folder, self.ballast = folder, bytes(2_000_000)  # as large as what joblib maps into memory
+    class Counted:  # inside, so that it travels by value: a worker cannot import a test
+        def __init__(self):
+            self.ballast = bytes(2_000_000)  # as large as what joblib maps into memory
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        (self.folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+        def __setstate__(self, state):
+            self.__dict__.update(state)
+            (folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
 
-    def __call__(self, value):
-        time.sleep(0.01)
-        return value, os.getpid(), torch.get_num_threads()
+        def __call__(self, value):
+            time.sleep(0.01)
+            return value, os.getpid(), torch.get_num_threads()
+
+    return Counted()
 
 
 def test_each_worker_unpacks_what_all_values_share_once_and_has_one_thread(tmp_path):
-    results = list(run_each(pickle.loads(pickle.dumps(Counted(tmp_path))), range(30), n_jobs=2))
+    results = list(run_each(counted(tmp_path), range(30), n_jobs=2))
     for file in tmp_path.glob(f"{os.getpid()}-*"):
         file.unlink()
     assert sorted(value for value, _, _ in results) == list(range(30))
@@ -156,7 +158,7 @@ def test_a_dask_cluster_measures_the_same(net, data, archs, alone, tmp_path):
     record = tmp_path / "labels.jsonl"
     with cluster, distributed.Client(cluster), joblib.parallel_config(backend="dask"):
         labels = label_students(net, archs, *data, attack=ATTACK, batch_size=20, seed=1, record=record)
-        where = {worker for _, worker, _ in run_each(Counted(tmp_path), range(20))}
+        where = {worker for _, worker, _ in run_each(counted(tmp_path), range(20))}
     assert figures(labels) == figures(alone)
     assert len(lines_of(record)) == 1 + len(archs)
     unpacked = [int(file.name.split("-")[0]) for file in tmp_path.glob("[0-9]*-[0-9]*")]
