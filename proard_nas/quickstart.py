@@ -33,7 +33,7 @@ print(est.evaluate(images[1347:], y[1347:], student=student, attack="pgd").accur
 
 @dataclasses.dataclass(frozen=True)
 class QuickstartSettings:
-    """The size of the quick start; the defaults take two CPU cores about two minutes.
+    """The size of the quick start; the defaults take two CPU cores about three minutes.
 
     Parameters
     ----------
