@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -195,8 +194,3 @@ def dropout(network: StudentNet, rate: float) -> Iterator[None]:
         yield
     finally:
         network.head.drop.p = before
-
-
-def as_dict(precision: Precision) -> dict[str, Any]:
-    """Return a precision in JSON's form."""
-    return dataclasses.asdict(precision)

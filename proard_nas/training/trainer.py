@@ -27,7 +27,7 @@ from .accounting import Ledger
 from .augment import Augmentation
 from .budget import step_macs
 from .checkpoint import CheckpointStore
-from .keeper import Keeper, as_dict, dropout, frozen
+from .keeper import Keeper, dropout, frozen
 from .losses import AttackBudget, make_loss
 from .optimizing import make_optimizer
 from .precision import Precision
@@ -35,6 +35,7 @@ from .sampling import SAMPLERS
 from .settings import TrainSettings
 from .signals import SignalWatch
 from .stage import Stage
+from .state import copied
 from .step import Job, StepRunner, reduce_gradients
 from .sync_norm import synced_batch_norm
 
@@ -161,7 +162,7 @@ class Trainer:
         """
         phases, keeper = self._phases(stages), self.keeper
         self.settings.precision.prepare(self.network)
-        keeper.state.precision = as_dict(self.settings.precision)
+        keeper.state.precision = dataclasses.asdict(self.settings.precision)
         n_steps = self.source.n_batches(self.settings.batch_size)
         with self._progress_bar(phases, n_steps) as self._bar, SignalWatch() as self._signals:
             while keeper.state.phase < len(phases) and not self._stop:
@@ -235,7 +236,7 @@ class Trainer:
         """Prepare a stage: its teacher, the order of channels, the first state to return to."""
         stage, network, keeper = phase.stage, self.network, self.keeper
         if phase.helper:
-            keeper.kept["initial"] = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+            keeper.kept["initial"] = copied(dict(network.state_dict()))
         if make_loss(stage.loss).needs_teacher and stage.teacher == "frozen" and self.runner.teacher is None:
             calibrate(network, self.calibration, reduce=True)
             self.runner.teacher = frozen(network)
