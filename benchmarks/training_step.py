@@ -57,7 +57,7 @@ QUICK = {"proard_dyn_resnet_tiny": 8}
 TIME_BAR, MEMORY_BAR = 1.05, 1.15
 FAST = Precision("float32", channels_last=True)
 DRAWS = 101  # students among which the one of median cost is taken
-HOPELESS = 4  # times the best: not run again
+HOPELESS = 4  # times the best: a precision not timed again
 CASES = ("static largest", "library median", "library largest")  # of memory
 MIB = 2**20
 
@@ -179,8 +179,12 @@ def static(library: Library, arch: Any) -> nn.Module:
 Timed = Callable[[], object]
 
 
-def in_turn(actions: Mapping[str, Timed], repeats: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Time actions in turn, in both orders; the first round is not counted, nor is what is hopeless run again.
+def in_turn(
+    actions: Mapping[str, Timed], repeats: int, device: torch.device, hopeless: float = math.inf
+) -> dict[str, dict[str, Any]]:
+    """Time actions in turn, in both orders; the first round is not counted.
+
+    What takes more than ``hopeless`` times the best in the first round is not run again.
 
     Returns
     -------
@@ -191,7 +195,7 @@ def in_turn(actions: Mapping[str, Timed], repeats: int, device: torch.device) ->
     for i in range(repeats + 1):
         for name in list(actions)[:: -1 if i % 2 else 1]:
             best = min((times[0] for times in seconds.values() if times), default=math.inf)
-            if i == 0 or seconds[name][0] <= HOPELESS * best:
+            if i == 0 or seconds[name][0] <= hopeless * best:
                 seconds[name].append(timed(actions[name], device))
     return {
         name: {"median_s": statistics.median(times[1:] or times), "seconds": times} for name, times in seconds.items()
@@ -282,7 +286,7 @@ def measure_precision(library: Library, repeats: int) -> dict[str, Any]:
         str(candidate): Prepared(lambda candidate=candidate: library.prepare(candidate), library.step)
         for candidate in CANDIDATES
     }
-    times = in_turn(actions, fewer(repeats), library.device)
+    times = in_turn(actions, fewer(repeats), library.device, HOPELESS)
     library.prepare(FAST)
     fastest = min(times, key=lambda name: times[name]["median_s"])
     return {"auto": str(choice), "fastest": fastest, "times": times,
