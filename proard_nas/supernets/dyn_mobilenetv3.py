@@ -6,12 +6,14 @@ import dataclasses
 import functools
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, create_act_layer
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 
-from .layers import Axis, Conv, Linear, Plan, Size, conv_norm, make_divisible, out_size
+from .family import Family, build_network, default_cfg, register_supernet
+from .layers import Axis, Conv, Linear, Plan, Size, conv_norm, last_features, make_divisible, out_size
 from .network import StudentNet, build_conv_norm
 from .space import Architecture, SearchSpace
 from .supernet import Supernet
@@ -22,42 +24,40 @@ STEM_CHANNELS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class MobileNetV3Family:
+class MobileNetV3Family(Family):
     """The constants of the network and the choices of its supernet.
 
     Parameters
     ----------
-    student : str
-        The name under which timm builds one of its students.
-    space : SearchSpace
+    student, space, img_size, norm_mean, norm_std
+        See `Family`.
     widths, strides : tuple of int
         Output channels and stride of each stage.
     hard_swish, squeeze : tuple of bool
         For each stage, hard-swish in place of ReLU, and squeeze-and-excitation.
     final_width, head_width : int, default=960, 1280
         Channels of the last convolution and of the layer before the classifier.
-    img_size : (int, int), default=(32, 32)
+    stem_stride : int, default=1
+        Stride of the first convolution.
     """
 
-    student: str
-    space: SearchSpace
     widths: tuple[int, ...]
     strides: tuple[int, ...]
     hard_swish: tuple[bool, ...]
     squeeze: tuple[bool, ...]
     final_width: int = 960
     head_width: int = 1280
-    img_size: Size = (32, 32)
+    stem_stride: int = 1
 
     def plan(self, arch: Architecture, num_classes: int, in_chans: int, img_size: Size) -> Plan:
         """Return the layers of one architecture (see `Family`)."""
-        stem, x = _stem(Axis("image", in_chans), img_size), Axis("stem", STEM_CHANNELS)
-        size, stages = img_size, {}
+        stem, x = _stem(Axis("image", in_chans), self.stem_stride, img_size), Axis("stem", STEM_CHANNELS)
+        size, stages = last_features(stem).out_size, {}
         for s, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
             out, blocks = Axis(f"stage{s}", width), {}
             for b, (ratio, kernel) in enumerate(zip(arch.expand_ratio[s], arch.kernel_size[s], strict=True)):
                 place, step = f"stages.{s}.{b}", stride if b == 0 else 1
-                blocks[str(b)] = _inverted_bottleneck(place, x, out, ratio, kernel, step, size, self.squeeze[s])
+                blocks[str(b)] = inverted_bottleneck(place, x, out, ratio, kernel, step, size, self.squeeze[s])
                 x, size = out, out_size(blocks[str(b)].part("depthwise"))
             stages[str(s)] = Plan(blocks)
         final, hidden = Axis("final", self.final_width), Axis("head", self.head_width)
@@ -69,11 +69,13 @@ class MobileNetV3Family:
 
 
 @functools.cache
-def _stem(image: Axis, size: Size) -> Plan:
+def _stem(image: Axis, stride: int, size: Size) -> Plan:
     first, out = Axis("stem_first", STEM_CHANNELS), Axis("stem", STEM_CHANNELS)
+    conv = conv_norm(image, first, size, 3, stride)
+    size = out_size(conv)
     return Plan(
         {
-            "conv": conv_norm(image, first, size, 3),
+            "conv": conv,
             "depthwise": conv_norm(first, first, size, 3, depthwise=True),
             "project": conv_norm(first, out, size),
         }
@@ -81,9 +83,10 @@ def _stem(image: Axis, size: Size) -> Plan:
 
 
 @functools.cache
-def _inverted_bottleneck(
-    name: str, inp: Axis, out: Axis, ratio: float, kernel: int, stride: int, size: Size, squeeze: bool
+def inverted_bottleneck(
+    name: str, inp: Axis, out: Axis, ratio: float, kernel: int, stride: int, size: Size, squeeze: bool = False
 ) -> Plan:
+    """Plan a 1x1 expansion to ``ratio`` times the channels, a depthwise convolution and a 1x1 projection."""
     channels = make_divisible(round(inp.channels * ratio))
     middle = Axis(f"{name}.middle", channels, "expand_ratio")
     depthwise = conv_norm(middle, middle, size, kernel, stride, depthwise=True)
@@ -116,11 +119,16 @@ class Stem(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """1x1 expansion, depthwise convolution, optional squeeze-and-excitation, 1x1 projection."""
+    """1x1 expansion, depthwise convolution, optional squeeze-and-excitation, 1x1 projection.
 
-    def __init__(self, plan: Plan, act: type[nn.Module], residual: bool, **dd: Any) -> None:
+    The input is added where it has the shape of the output.
+    """
+
+    def __init__(self, plan: Plan, act: type[nn.Module], **dd: Any) -> None:
         super().__init__()
-        self.residual = residual
+        expand, depthwise, project = (plan.part(n).layer("conv") for n in ("expand", "depthwise", "project"))
+        assert isinstance(expand, Conv) and isinstance(depthwise, Conv) and isinstance(project, Conv)
+        self.residual = depthwise.stride == 1 and expand.inp.channels == project.out.channels
         self.expand = build_conv_norm(plan.part("expand"), act=act, **dd)
         self.depthwise = build_conv_norm(plan.part("depthwise"), act=act, **dd)
         self.se: nn.Module = nn.Identity()
@@ -176,19 +184,13 @@ class MobileNetV3(StudentNet):
         return Stem(plan, **dd)
 
     def _build_block(self, plan: Plan, stage: int, **dd: Any) -> nn.Module:
-        expand, depthwise, project = (plan.part(n).layer("conv") for n in ("expand", "depthwise", "project"))
-        assert isinstance(expand, Conv) and isinstance(depthwise, Conv) and isinstance(project, Conv)
-        residual = depthwise.stride == 1 and expand.inp.channels == project.out.channels
-        return InvertedBottleneck(plan, nn.Hardswish if self.cfg.hard_swish[stage] else nn.ReLU, residual, **dd)
+        return InvertedBottleneck(plan, nn.Hardswish if self.cfg.hard_swish[stage] else nn.ReLU, **dd)
 
     def _build_neck(self, plan: Plan, **dd: Any) -> nn.Module:
         return build_conv_norm(plan.part("neck"), act=nn.Hardswish, **dd)
 
     def _build_head(self, plan: Plan, global_pool: str, **dd: Any) -> nn.Module:
         return Head(plan.part("head"), self.num_classes, global_pool, self.drop_rate, **dd)
-
-    def _feature_channels(self, plan: Plan) -> int:
-        return self.cfg.final_width
 
     def _head_channels(self, plan: Plan) -> int:
         return self.cfg.head_width
@@ -210,39 +212,47 @@ MOBILENETV3 = MobileNetV3Family(
 )
 
 
-def _cfg() -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 10,
-        "input_size": (3, 32, 32),
-        "pool_size": (4, 4),
-        "mean": (0.0, 0.0, 0.0),
-        "std": (1.0, 1.0, 1.0),
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "first_conv": "stem.conv.conv",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-    }
-
-
-default_cfgs = generate_default_cfgs(
-    {"proard_mobilenetv3.untrained": _cfg(), "proard_dyn_mobilenetv3.untrained": _cfg()}
+MOBILENETV3_224 = dataclasses.replace(
+    MOBILENETV3,
+    student="proard_mobilenetv3_224",
+    strides=(2, 2, 2, 1, 2),
+    stem_stride=2,
+    img_size=(224, 224),
+    norm_mean=IMAGENET_DEFAULT_MEAN,
+    norm_std=IMAGENET_DEFAULT_STD,
 )
 
-
-def _create(cls: type[MobileNetV3], variant: str, pretrained: bool, **kwargs: Any) -> MobileNetV3:
-    feature_cfg = {"feature_cls": "getter", "out_indices": tuple(range(1 + len(MOBILENETV3.widths)))}
-    return build_model_with_cfg(cls, variant, pretrained, model_cfg=MOBILENETV3, feature_cfg=feature_cfg, **kwargs)
+default_cfgs = generate_default_cfgs(
+    {
+        f"{prefix}{name}.untrained": cfg
+        for name, cfg in {
+            "mobilenetv3": default_cfg(MOBILENETV3),
+            "mobilenetv3_224": default_cfg(MOBILENETV3_224, num_classes=1000),
+        }.items()
+        for prefix in ("proard_", "proard_dyn_")
+    }
+)
 
 
 @register_model
 def proard_mobilenetv3(pretrained: bool = False, **kwargs: Any) -> MobileNetV3:
     """One student of Dyn-MobileNetV3; ``arch`` says which, the largest by default."""
-    return _create(MobileNetV3, "proard_mobilenetv3", pretrained, **kwargs)
+    return build_network(MobileNetV3, "proard_mobilenetv3", MOBILENETV3, pretrained, **kwargs)
 
 
 @register_model
-def proard_dyn_mobilenetv3(pretrained: bool = False, **kwargs: Any) -> MobileNetV3:
+def proard_mobilenetv3_224(pretrained: bool = False, **kwargs: Any) -> MobileNetV3:
+    """One student of `proard_dyn_mobilenetv3_224`; ``arch`` says which, the largest by default."""
+    return build_network(MobileNetV3, "proard_mobilenetv3_224", MOBILENETV3_224, pretrained, **kwargs)
+
+
+@register_supernet
+def proard_dyn_mobilenetv3(pretrained: bool = False, **kwargs: Any) -> DynMobileNetV3:
     """Dyn-MobileNetV3 of the paper: 2.18e19 students, 35 to 180 MMACs at 32x32."""
-    return _create(DynMobileNetV3, "proard_dyn_mobilenetv3", pretrained, **kwargs)
+    return build_network(DynMobileNetV3, "proard_dyn_mobilenetv3", MOBILENETV3, pretrained, **kwargs)
+
+
+@register_supernet
+def proard_dyn_mobilenetv3_224(pretrained: bool = False, **kwargs: Any) -> DynMobileNetV3:
+    """Dyn-MobileNetV3 for 224x224 images of 1000 classes: the same students with the strides of ImageNet."""
+    return build_network(DynMobileNetV3, "proard_dyn_mobilenetv3_224", MOBILENETV3_224, pretrained, **kwargs)

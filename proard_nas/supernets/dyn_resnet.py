@@ -6,11 +6,13 @@ import dataclasses
 import functools
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ConvNormAct
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from .layers import Axis, Linear, Plan, Size, conv_norm, make_divisible, out_size
+from .family import Family, build_network, default_cfg, register_supernet
+from .layers import Axis, Linear, MaxPool, Plan, Size, conv_norm, last_features, make_divisible, out_size
 from .network import StudentNet, build_conv_norm
 from .space import Architecture, SearchSpace
 from .supernet import Supernet
@@ -19,14 +21,13 @@ __all__ = ["DynResNet", "ResNet", "ResNetFamily"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetFamily:
+class ResNetFamily(Family):
     """The constants of one residual network and the choices of its supernet.
 
     Parameters
     ----------
-    student : str
-        The name under which timm builds one of its students.
-    space : SearchSpace
+    student, space, img_size, norm_mean, norm_std
+        See `Family`.
     widths, strides : tuple of int
         Output channels (before the width multiplier) and stride of each stage.
     stem_width : int
@@ -36,24 +37,28 @@ class ResNetFamily:
         patches (1 stands for 3 x 3 at full resolution).
     bottleneck : bool, default=True
         1x1, 3x3, 1x1 blocks; False is two 3x3 convolutions.
-    img_size : (int, int), default=(32, 32)
+    reduce_stem : bool, default=False
+        The three-convolution stem quarters the resolution, for photographs of ImageNet's size:
+        its first convolution has stride 2, and a maximum over 3x3 windows of stride 2 follows.
     """
 
-    student: str
-    space: SearchSpace
     widths: tuple[int, ...]
     strides: tuple[int, ...]
     stem_width: int
     patch: int = 0
     bottleneck: bool = True
-    img_size: Size = (32, 32)
+    reduce_stem: bool = False
 
     def plan(self, arch: Architecture, num_classes: int, in_chans: int, img_size: Size) -> Plan:
         """Return the layers of one architecture (see `Family`)."""
         n_stem = len(arch.width_mult) - len(self.widths)
         stem_mults = arch.width_mult[:n_stem]
         image = Axis("image", in_chans)
-        stem, x, size = _stem(image, self.stem_width, stem_mults, self.patch, arch.stem_residual, img_size)
+        if self.patch:
+            stem, x = _patch_stem(image, self.stem_width, stem_mults[-1], self.patch, img_size)
+        else:
+            stem, x = _deep_stem(image, self.stem_width, stem_mults, arch.stem_residual, self.reduce_stem, img_size)
+        size = last_features(stem).out_size
         block = _bottleneck if self.bottleneck else _basic
         stages = {}
         for s, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
@@ -67,20 +72,30 @@ class ResNetFamily:
         return Plan({"stem": stem, "stages": Plan(stages), "head": Plan(head)})
 
 
+def _stem_axis(width: int, mult: float) -> Axis:
+    return Axis("stem", make_divisible(width * mult), "width_mult")
+
+
 @functools.cache
-def _stem(
-    image: Axis, width: int, mults: tuple[float, ...], patch: int, residual: bool, size: Size
-) -> tuple[Plan, Axis, Size]:
-    out = Axis("stem", make_divisible(width * mults[-1]), "width_mult")
-    if patch:
-        conv = conv_norm(image, out, size, patch if patch > 1 else 3, stride=patch)
-        return Plan({"conv0": conv}), out, out_size(conv)
+def _patch_stem(image: Axis, width: int, mult: float, patch: int, size: Size) -> tuple[Plan, Axis]:
+    out = _stem_axis(width, mult)
+    return Plan({"conv0": conv_norm(image, out, size, patch if patch > 1 else 3, stride=patch)}), out
+
+
+@functools.cache
+def _deep_stem(
+    image: Axis, width: int, mults: tuple[float, ...], residual: bool, reduce: bool, size: Size
+) -> tuple[Plan, Axis]:
+    out = _stem_axis(width, mults[-1])
     inner = Axis("stem_inner", make_divisible(make_divisible(width * mults[0]) / 2), "width_mult")
-    parts = {"conv0": conv_norm(image, inner, size, 3)}
+    parts: dict[str, Plan | MaxPool] = {"conv0": (first := conv_norm(image, inner, size, 3, stride=2 if reduce else 1))}
+    size = out_size(first)
     if residual:
         parts["residual"] = conv_norm(inner, inner, size, 3)
     parts["conv1"] = conv_norm(inner, out, size, 3)
-    return Plan(parts), out, size
+    if reduce:
+        parts["pool"] = MaxPool(out, size)
+    return Plan(parts), out
 
 
 @functools.cache
@@ -119,13 +134,14 @@ class Stem(nn.Module):
         residual = build_conv_norm(plan.part("residual"), **dd) if "residual" in plan else None
         self.register_module("residual", residual)
         self.conv1 = build_conv_norm(plan.part("conv1"), **dd) if "conv1" in plan else nn.Identity()
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if "pool" in plan else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images to the first features."""
         x = self.conv0(x)
         if self.residual is not None:
             x = x + self.residual(x)
-        return self.conv1(x)  # type: ignore[no-any-return]
+        return self.pool(self.conv1(x))  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):
@@ -201,6 +217,14 @@ RESNET50_FINE = dataclasses.replace(
     RESNET50,
     space=dataclasses.replace(RESNET50.space, expand_ratios=tuple(round(0.2 + 0.01 * i, 2) for i in range(16))),
 )
+RESNET50_224 = dataclasses.replace(
+    RESNET50,
+    student="proard_resnet50_224",
+    reduce_stem=True,
+    img_size=(224, 224),
+    norm_mean=IMAGENET_DEFAULT_MEAN,
+    norm_std=IMAGENET_DEFAULT_STD,
+)
 RESNET_TINY = ResNetFamily(
     student="proard_resnet_tiny",
     space=SearchSpace(
@@ -234,79 +258,69 @@ RESNET_SMALL = ResNetFamily(
 )
 
 
-def _cfg(input_size: tuple[int, int, int], pool_size: Size) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 10,
-        "input_size": input_size,
-        "pool_size": pool_size,
-        "mean": (0.0,) * input_size[0],
-        "std": (1.0,) * input_size[0],
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "first_conv": "stem.conv0.conv",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-    }
-
-
 default_cfgs = generate_default_cfgs(
     {
-        f"{prefix}{name}.untrained": cfg
-        for name, cfg in {
-            "resnet50": _cfg((3, 32, 32), (4, 4)),
-            "resnet50_fine": _cfg((3, 32, 32), (4, 4)),
-            "resnet_tiny": _cfg((1, 8, 8), (2, 2)),
-            "resnet_small": _cfg((3, 32, 32), (4, 4)),
+        f"{name}.untrained": cfg
+        for names, cfg in {
+            ("proard_resnet50", "proard_dyn_resnet50", "proard_dyn_resnet50_fine"): default_cfg(RESNET50),
+            ("proard_resnet50_224", "proard_dyn_resnet50_224"): default_cfg(RESNET50_224, num_classes=1000),
+            ("proard_resnet_tiny", "proard_dyn_resnet_tiny"): default_cfg(RESNET_TINY, in_chans=1),
+            ("proard_resnet_small", "proard_dyn_resnet_small"): default_cfg(RESNET_SMALL),
         }.items()
-        for prefix in ("proard_", "proard_dyn_")
-        if not (prefix == "proard_" and name == "resnet50_fine")
+        for name in names
     }
 )
-
-
-def _create(cls: type[ResNet], variant: str, cfg: ResNetFamily, pretrained: bool, **kwargs: Any) -> ResNet:
-    feature_cfg = {"feature_cls": "getter", "out_indices": tuple(range(1 + len(cfg.widths)))}
-    return build_model_with_cfg(cls, variant, pretrained, model_cfg=cfg, feature_cfg=feature_cfg, **kwargs)
 
 
 @register_model
 def proard_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """One student of Dyn-ResNet50; ``arch`` says which, the largest by default."""
-    return _create(ResNet, "proard_resnet50", RESNET50, pretrained, **kwargs)
+    return build_network(ResNet, "proard_resnet50", RESNET50, pretrained, **kwargs)
+
+
+@register_model
+def proard_resnet50_224(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """One student of `proard_dyn_resnet50_224`; ``arch`` says which, the largest by default."""
+    return build_network(ResNet, "proard_resnet50_224", RESNET50_224, pretrained, **kwargs)
 
 
 @register_model
 def proard_resnet_tiny(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """One student of `proard_dyn_resnet_tiny`; ``arch`` says which, the largest by default."""
-    return _create(ResNet, "proard_resnet_tiny", RESNET_TINY, pretrained, **kwargs)
+    return build_network(ResNet, "proard_resnet_tiny", RESNET_TINY, pretrained, **kwargs)
 
 
 @register_model
 def proard_resnet_small(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """One student of `proard_dyn_resnet_small`; ``arch`` says which, the largest by default."""
-    return _create(ResNet, "proard_resnet_small", RESNET_SMALL, pretrained, **kwargs)
+    return build_network(ResNet, "proard_resnet_small", RESNET_SMALL, pretrained, **kwargs)
 
 
-@register_model
-def proard_dyn_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+@register_supernet
+def proard_dyn_resnet50(pretrained: bool = False, **kwargs: Any) -> DynResNet:
     """Dyn-ResNet50 of the paper: 2.46e12 students, 285 to 2358 MMACs at 32x32."""
-    return _create(DynResNet, "proard_dyn_resnet50", RESNET50, pretrained, **kwargs)
+    return build_network(DynResNet, "proard_dyn_resnet50", RESNET50, pretrained, **kwargs)
 
 
-@register_model
-def proard_dyn_resnet50_fine(pretrained: bool = False, **kwargs: Any) -> ResNet:
+@register_supernet
+def proard_dyn_resnet50_fine(pretrained: bool = False, **kwargs: Any) -> DynResNet:
     """Dyn-ResNet50 with expansion ratios in steps of 0.01: more than 1e19 students."""
-    return _create(DynResNet, "proard_dyn_resnet50_fine", RESNET50_FINE, pretrained, **kwargs)
+    return build_network(DynResNet, "proard_dyn_resnet50_fine", RESNET50_FINE, pretrained, **kwargs)
 
 
-@register_model
-def proard_dyn_resnet_tiny(pretrained: bool = False, **kwargs: Any) -> ResNet:
+@register_supernet
+def proard_dyn_resnet50_224(pretrained: bool = False, **kwargs: Any) -> DynResNet:
+    """Dyn-ResNet50 for 224x224 images of 1000 classes: the same students behind a stem that quarters the resolution."""
+    return build_network(DynResNet, "proard_dyn_resnet50_224", RESNET50_224, pretrained, **kwargs)
+
+
+@register_supernet
+def proard_dyn_resnet_tiny(pretrained: bool = False, **kwargs: Any) -> DynResNet:
     """A small supernet for 8x8 to 32x32 images, for a first try and for tests."""
-    return _create(DynResNet, "proard_dyn_resnet_tiny", RESNET_TINY, pretrained, **kwargs)
+    return build_network(DynResNet, "proard_dyn_resnet_tiny", RESNET_TINY, pretrained, **kwargs)
 
 
-@register_model
-def proard_dyn_resnet_small(pretrained: bool = False, **kwargs: Any) -> ResNet:
+@register_supernet
+def proard_dyn_resnet_small(pretrained: bool = False, **kwargs: Any) -> DynResNet:
     """A supernet for 32x32 colour images that two CPU cores can train: a patch stem, few wide stages."""
-    return _create(DynResNet, "proard_dyn_resnet_small", RESNET_SMALL, pretrained, **kwargs)
+    return build_network(DynResNet, "proard_dyn_resnet_small", RESNET_SMALL, pretrained, **kwargs)

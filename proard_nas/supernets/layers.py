@@ -184,7 +184,50 @@ class Linear:
         return {"in_features": self.inp.channels, "out_features": self.out.channels}
 
 
-Layer = Conv | Norm | Linear
+@dataclasses.dataclass(frozen=True)
+class MaxPool:
+    """A maximum over square windows, padded by half of them; it has no parameters and counts nothing.
+
+    Parameters
+    ----------
+    out : Axis
+        Its channels, those that it reads.
+    size : tuple of int
+        Height and width of its *input*.
+    kernel_size, stride : int, default=3, 2
+        In pixels.
+    """
+
+    out: Axis
+    size: Size
+    kernel_size: int = 3
+    stride: int = 2
+    params = 0
+    macs = 0
+
+    @property
+    def out_size(self) -> Size:
+        """Height and width of the output."""
+        height, width = ((n + 2 * (self.kernel_size // 2) - self.kernel_size) // self.stride + 1 for n in self.size)
+        return height, width
+
+    @property
+    def axes(self) -> dict[str, Axes]:
+        """As `Conv.axes`: there are no tensors."""
+        return {}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """As `Conv.shapes`."""
+        return {}
+
+    @property
+    def attributes(self) -> dict[str, object]:
+        """As `Conv.attributes`."""
+        return {}
+
+
+Layer = Conv | Norm | Linear | MaxPool
 
 
 class Plan(Mapping[str, "Plan | Layer"]):
@@ -256,3 +299,9 @@ def out_size(part: Plan, name: str = "conv") -> Size:
     if not isinstance(layer, Conv):
         raise TypeError(f"{name!r} is no convolution")
     return layer.out_size
+
+
+def last_features(part: Plan) -> Conv | MaxPool:
+    """Return the last layer of a plan that makes feature maps."""
+    makers = (layer for _, layer in part.layers() if isinstance(layer, MaxPool | Conv))
+    return [layer for layer in makers if isinstance(layer, MaxPool) or not layer.gate][-1]

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, ConvNormAct
+from timm.layers import BatchNormAct2d, ClassifierHead, ConvNormAct
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from proard_nas._folders import Folder
+
 from .cost import Cost, plan_cost
-from .layers import Conv, Plan, Size
-from .space import Architecture, SearchSpace
+from .family import Family
+from .layers import Conv, Layer, MaxPool, Norm, Plan, Size, last_features
+from .saving import save_network
+from .space import Architecture
 
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 Act = type[nn.Module] | str
-
-
-class Family(Protocol):
-    """A family of networks: its choices, and the plan of each of its architectures."""
-
-    @property
-    def space(self) -> SearchSpace:
-        """The choices of the family's supernet."""
-
-    @property
-    def student(self) -> str:
-        """The name under which timm builds one of its students."""
-
-    @property
-    def img_size(self) -> Size:
-        """Height and width of the images it was designed for, in pixels."""
-
-    def plan(self, arch: Architecture, num_classes: int, in_chans: int, img_size: Size) -> Plan:
-        """Return the layers of one architecture."""
 
 
 class Normalize(nn.Module):
@@ -54,6 +38,28 @@ class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise images of shape (N, C, H, W)."""
         return (x - self.mean) / self.std
+
+
+def build_conv(conv: Layer | Plan, device: Any = None, dtype: Any = None) -> nn.Conv2d:
+    """Build the convolution of a plan."""
+    assert isinstance(conv, Conv)
+    return nn.Conv2d(
+        conv.inp.channels,
+        conv.out.channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        groups=conv.groups,
+        bias=conv.bias,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def build_norm_act(norm: Layer | Plan, act: Act = nn.ReLU, device: Any = None, dtype: Any = None) -> BatchNormAct2d:
+    """Build timm's batch norm with the activation after it."""
+    assert isinstance(norm, Norm)
+    return BatchNormAct2d(norm.axis.channels, act_layer=act, device=device, dtype=dtype)
 
 
 def build_conv_norm(plan: Plan, act: Act | None = nn.ReLU, device: Any = None, dtype: Any = None) -> ConvNormAct:
@@ -97,7 +103,7 @@ class StudentNet(nn.Module):
     global_pool : str, default='avg'
         timm's pooling type; ``''`` leaves pooling out.
     norm_mean, norm_std : sequence of float, default=None
-        Normalisation of each channel, kept inside the network; None is CIFAR-10's for three
+        Normalisation of each channel, kept inside the network; None is the family's for three
         channels, else 0.5 and 0.25.
     device, dtype : default=None
         As in torch's modules.
@@ -111,6 +117,8 @@ class StudentNet(nn.Module):
         Channels that the classifier reads.
     feature_info : list of dict
         timm's description of the intermediate features: after the stem and after each stage.
+    metadata : dict
+        What is known about where the network comes from; `save` keeps it.
     """
 
     arch: Architecture
@@ -142,8 +150,9 @@ class StudentNet(nn.Module):
         arch = Architecture.from_dict(arch) if isinstance(arch, dict) else arch
         self.cfg, self.num_classes, self.in_chans, self.drop_rate = cfg, num_classes, in_chans, drop_rate
         self.grad_checkpointing = False
+        self.metadata: dict[str, Any] = {}
         dd = {"device": device, "dtype": dtype}
-        mean, std = _normalisation(in_chans, norm_mean, norm_std)
+        mean, std = _normalisation(cfg, in_chans, norm_mean, norm_std)
         self.arch = cfg.space.largest if arch is None else self._check_shape(arch)
         plan = self.plan()
         self._set_architecture(self.arch, plan)
@@ -234,20 +243,45 @@ class StudentNet(nn.Module):
         self.arch = arch
         height = self.cfg.img_size[0]
         self.feature_info = [
-            {"num_chs": conv.out.channels, "reduction": round(height / conv.out_size[0]), "module": name}
-            for name, conv in _features(plan)
+            {"num_chs": last.out.channels, "reduction": round(height / last.out_size[0]), "module": name}
+            for name, last in _features(plan)
         ]
-        self.num_features = self._feature_channels(plan)
+        self.num_features = _neck_channels(plan) or int(self.feature_info[-1]["num_chs"])
         self.head_hidden_size = self._head_channels(plan)
         if isinstance(getattr(self, "head", None), ClassifierHead):
             self.head.in_features = self.num_features
             self.head.num_features = self.num_features * self.head.global_pool.feat_mult()
 
-    def _feature_channels(self, plan: Plan) -> int:
-        return int(self.feature_info[-1]["num_chs"])
-
     def _head_channels(self, plan: Plan) -> int:
-        return self._feature_channels(plan)
+        """Return the channels that the classifier reads."""
+        return self.num_features
+
+    def save(self, folder: Folder, metadata: Mapping[str, Any] | None = None) -> None:
+        """Save the network in timm's layout, as safetensors and JSON, with a model card.
+
+        ``timm.create_model('local-dir:FOLDER', pretrained=True)`` after ``import proard_nas`` gives
+        the same bits; `proard_nas.deploy.load_student` also checks that the files are whole.
+
+        Parameters
+        ----------
+        folder : path
+            Made, or replaced if it holds a saved network and nothing else.
+        metadata : mapping, default=None
+            JSON-able facts for ``proard.json`` and the card, on top of ``self.metadata``. The card
+            knows ``natural_accuracy`` and ``robust_accuracy`` (in [0, 1], the latter with ``attack``
+            and ``eps``), ``n_images``, ``data``, ``split``, ``seed``, ``license``, ``name`` and
+            ``description``; others are listed. Architecture, costs and versions are added.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder holds something else.
+        ValueError
+            If metadata cannot be kept, or timm could not build the network again, as with a live student.
+        OSError
+            If the folder cannot be written; then nothing of it is left, and an older one is as it was.
+        """
+        save_network(self, folder, metadata)
 
     # -- timm's interface -------------------------------------------------------------------
 
@@ -350,10 +384,10 @@ class StudentNet(nn.Module):
 
 
 def _normalisation(
-    in_chans: int, mean: Sequence[float] | None, std: Sequence[float] | None
+    cfg: Family, in_chans: int, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[Sequence[float], Sequence[float]]:
-    mean = mean if mean is not None else (CIFAR_MEAN if in_chans == 3 else (0.5,) * in_chans)
-    std = std if std is not None else (CIFAR_STD if in_chans == 3 else (0.25,) * in_chans)
+    mean = mean if mean is not None else (cfg.norm_mean if in_chans == 3 else (0.5,) * in_chans)
+    std = std if std is not None else (cfg.norm_std if in_chans == 3 else (0.25,) * in_chans)
     if len(mean) != in_chans or len(std) != in_chans or not all(s > 0 and math.isfinite(s) for s in std):
         raise ValueError(
             f"norm_mean and norm_std need one value for each of {in_chans} channels and positive deviations; "
@@ -362,15 +396,16 @@ def _normalisation(
     return mean, std
 
 
-def _features(plan: Plan) -> list[tuple[str, Conv]]:
-    """Return where intermediate features come from: the last convolution of the stem and of each stage."""
+def _features(plan: Plan) -> list[tuple[str, Conv | MaxPool]]:
+    """Return where intermediate features come from: the last layer of the stem and of each stage."""
     parts = {"stem": plan.part("stem")}
     for name, stage in plan.part("stages").items():
         assert isinstance(stage, Plan)
         parts[f"stages.{name}"] = stage.part(str(len(stage) - 1))
-    return [(name, last_conv(part)) for name, part in parts.items()]
+    return [(name, last_features(part)) for name, part in parts.items()]
 
 
-def last_conv(part: Plan) -> Conv:
-    """Return the last convolution of a plan that makes features."""
-    return [layer for _, layer in part.layers() if isinstance(layer, Conv) and not layer.gate][-1]
+def _neck_channels(plan: Plan) -> int:
+    """Return the channels that the neck gives out, 0 where there is none or it keeps those of the last stage."""
+    neck = plan.get("neck")
+    return last_features(neck).out.channels if isinstance(neck, Plan) else 0

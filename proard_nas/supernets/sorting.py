@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from proard_nas._errors import unknown_name
 
-from .layers import Axis, Conv, Linear, Norm, Plan
+from .layers import Axis, Conv, Linear, Plan
 
 Place = tuple[str, int]
 
@@ -70,7 +70,6 @@ def _index(plan: Plan) -> tuple[dict[Axis, list[str]], dict[Axis, list[Place]]]:
             for dim, axis in enumerate(axes):
                 if axis is not None and axis.dimension:
                     places[axis].append((f"{name}.{tensor}", dim))
-        assert isinstance(layer, (Conv, Linear, Norm))
     return readers, places
 
 

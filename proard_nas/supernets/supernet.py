@@ -11,8 +11,9 @@ from timm.models import create_model
 from torch import Tensor, nn
 
 from . import sorting
+from .family import Family
 from .layers import Conv
-from .network import Family, StudentNet
+from .network import StudentNet
 from .slicing import KernelConv2d, LiveStudent
 from .space import Architecture, SearchSpace
 
@@ -76,7 +77,7 @@ class Supernet(_Base):
             "kernel_sizes": kernel_sizes,
         }
         space = _with_choices(cfg.space, {k: tuple(v) for k, v in lists.items() if v is not None})
-        super().__init__(dataclasses.replace(cfg, space=space), **network)  # type: ignore[type-var]
+        super().__init__(dataclasses.replace(cfg, space=space), **network)
         self.space: SearchSpace = space
         self._active: Architecture | None = None
         self._active_statistics: dict[str, Tensor] = {}
@@ -85,7 +86,7 @@ class Supernet(_Base):
     def _make_kernels_elastic(self) -> None:
         if len(self.space.kernel_sizes) < 2:
             return
-        for name, layer in self.plan().layers():
+        for name, layer in self.plan().part("stages").layers("stages."):
             if isinstance(layer, Conv) and layer.depthwise and layer.kernel_size == max(self.space.kernel_sizes):
                 parent, _, child = name.rpartition(".")
                 owner = self.get_submodule(parent)

@@ -13,6 +13,8 @@ from proard_nas.supernets import SUPERNETS
 
 # The fine supernet is Dyn-ResNet50 with more ratios to choose from.
 NETS = [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("_fine")) for name in SUPERNETS]
+# On these 200 runs take long: without data, and few by default.
+LARGE = ("proard_dyn_mobilenetv3_224", "proard_dyn_proxyless", "proard_dyn_resnet50_224", "proard_dyn_wide_resnet")
 
 
 @pytest.fixture(scope="module", params=NETS)
@@ -46,13 +48,27 @@ def hook_count(student, size):
     return total
 
 
-def test_costs_of_200_random_architectures_are_those_of_the_running_networks(shape):
+def assert_costs_are_those_of_running_networks(shape, n, device):
     rng = np.random.default_rng(0)
-    for arch in [shape.space.largest, shape.space.smallest, *(shape.space.sample(rng) for _ in range(200))]:
-        student, cost = on_meta(shape, arch).to_empty(device="cpu"), shape.cost(arch)
+    for arch in [shape.space.largest, shape.space.smallest, *(shape.space.sample(rng) for _ in range(n))]:
+        student, cost = on_meta(shape, arch).to_empty(device=device), shape.cost(arch)
         assert cost.macs == hook_count(student, shape.cfg.img_size), arch
         assert cost.params == sum(p.numel() for p in student.parameters()), arch
         assert student.cost() == cost
+
+
+def test_costs_of_random_architectures_are_those_of_the_running_networks(shape):
+    if shape.default_cfg["architecture"] in LARGE:
+        assert_costs_are_those_of_running_networks(shape, 8, "meta")
+    else:
+        assert_costs_are_those_of_running_networks(shape, 200, "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_costs_of_200_random_architectures_of_large_networks_are_those_of_the_running_networks(name):
+    with torch.device("meta"):
+        assert_costs_are_those_of_running_networks(timm.create_model(name), 200, "meta")
 
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 47), (224, 192)])

@@ -124,6 +124,13 @@ def test_a_supernet_with_one_kernel_size_has_no_matrices():
     assert sum(p.numel() for p in net.parameters()) == net.cost().params
 
 
+def test_only_kernels_of_stages_are_elastic():
+    net = timm.create_model("proard_dyn_proxyless", kernel_sizes=(1, 3), depths=(1,), device="meta")
+    elastic = [name for name, module in net.named_modules() if isinstance(module, KernelConv2d)]
+    assert elastic == [f"stages.{s}.0.depthwise.conv" for s in range(5)]
+    assert (net.neck.block.depthwise.conv.kernel_size, net.stem.depthwise.conv.kernel_size) == ((3, 3), (3, 3))
+
+
 def test_two_kernel_sizes_far_apart_need_one_matrix(images):
     net = timm.create_model("proard_dyn_mobilenetv3", kernel_sizes=(3, 7)).eval()
     module = next(m for m in net.modules() if isinstance(m, KernelConv2d))

@@ -7,7 +7,7 @@ import torch
 from timm.layers import make_divisible as timm_make_divisible
 from torch import nn
 
-from proard_nas.supernets.layers import Axis, Conv, Linear, Norm, Plan, make_divisible
+from proard_nas.supernets.layers import Axis, Conv, Linear, MaxPool, Norm, Plan, make_divisible
 
 
 def test_channel_rounding_is_the_rule_of_the_mobile_networks():
@@ -44,6 +44,16 @@ def test_norms_and_classifiers_count_as_torchs():
         assert layer.params == sum(p.numel() for p in module.parameters())
         assert layer.macs == 60
         assert layer.shapes == {k: tuple(v.shape) for k, v in module.named_parameters()}
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (1, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (3, 1), (5, 3)])
+def test_a_planned_maximum_has_the_size_of_torchs_and_costs_nothing(kernel, stride, size):
+    layer = MaxPool(Axis("a", 4), size, kernel, stride)
+    y = nn.MaxPool2d(kernel, stride, kernel // 2)(torch.zeros(1, 4, *size))
+    assert layer.out_size == tuple(y.shape[2:])
+    assert layer.params == layer.macs == 0
+    assert not layer.shapes and not layer.axes
 
 
 def test_a_plan_sums_its_parts_and_names_its_layers():

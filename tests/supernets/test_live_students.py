@@ -144,7 +144,9 @@ def test_a_student_is_in_the_mode_of_the_supernet_module_by_module(net):
         assert all(m.training is training for m in net.student(arch).modules())
         assert all(m.training is training for m in net.extract(arch).modules())
     net.train()
-    frozen = [n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d) and n.startswith("stem")]
+    frozen = [
+        n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d) and n.startswith(("stem", "stages.0.0."))
+    ]
     for name in frozen:
         net.get_submodule(name).eval()
     live = net.student(arch)
@@ -218,7 +220,7 @@ def test_dtype_and_device_are_carried_along(net):
     for student in (net.double().student(arch), net.extract(arch)):
         assert {t.dtype for t in student.parameters()} == {torch.float64}
     with torch.device("meta"):
-        shape = timm.create_model(net.default_cfg["architecture"])
+        shape = timm.create_model(net.default_cfg["architecture"], **net.model_args())
     live = shape.student(arch)
     assert {t.device.type for t in live.parameters()} == {"meta"}
     assert live(torch.zeros(1, net.in_chans, *net.cfg.img_size, device="meta")).shape == (1, net.num_classes)
@@ -385,7 +387,7 @@ def test_a_supernet_can_be_copied_and_its_state_loaded_with_an_active_student_to
         assert torch.equal(twin(x), net(x))
         assert twin.active == net.active
         assert not storages(twin) & storages(net)
-        fresh = timm.create_model(net.default_cfg["architecture"]).eval()
+        fresh = timm.create_model(net.default_cfg["architecture"], **net.model_args()).eval()
         fresh.load_state_dict(net.state_dict())
         fresh.set_active(arch)
         assert torch.equal(fresh(x), net(x))

@@ -8,7 +8,7 @@ import torch
 
 from proard_nas.supernets import SUPERNETS, Architecture
 
-STUDENTS = ("proard_mobilenetv3", "proard_resnet50", "proard_resnet_small", "proard_resnet_tiny")
+STUDENTS = timm.list_models("proard*", exclude_filters="proard_dyn*")
 
 
 def build(name, **kwargs):
@@ -42,14 +42,15 @@ def test_a_student_takes_no_lists_of_choices(name):
 @pytest.mark.parametrize("name", [*SUPERNETS, *STUDENTS])
 def test_classes_and_channels_are_options(name):
     for classes, channels in ((3, 1), (100, 4)):
-        net = timm.create_model(name, num_classes=classes, in_chans=channels).eval()
-        size = net.cfg.img_size
-        with torch.no_grad():
-            assert net(torch.rand(2, channels, *size)).shape == (2, classes)
-        if name in SUPERNETS:
-            student = net.extract(net.space.smallest).eval()
-            with torch.no_grad():
-                assert student(torch.rand(2, channels, *size)).shape == (2, classes)
+        net = build(name, num_classes=classes, in_chans=channels).eval()
+        assert net(torch.zeros(2, channels, *net.cfg.img_size, device="meta")).shape == (2, classes)
+
+
+@pytest.mark.parametrize("name", [n for n in SUPERNETS if not n.endswith("_fine")])
+def test_classes_and_channels_reach_extracted_students(name):
+    net = timm.create_model(name, num_classes=3, in_chans=4, depths=build(name).space.depths[:2])
+    with torch.no_grad():
+        assert net.extract(net.space.smallest).eval()(torch.rand(2, 4, 32, 32)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -84,6 +85,8 @@ def test_a_student_may_have_values_between_the_choices_but_not_another_shape():
         ("proard_dyn_resnet50", {"depths": (0, 1), "width_mults": (0.5, 1.0), "expand_ratios": (0.25, 0.5)}),
         ("proard_dyn_resnet_small", {"depths": (1, 3)}),
         ("proard_dyn_mobilenetv3", {"kernel_sizes": (3, 5), "expand_ratios": (2, 4), "depths": (1, 2)}),
+        ("proard_dyn_proxyless", {"kernel_sizes": (1, 3), "expand_ratios": (1, 2), "depths": (1, 2)}),
+        ("proard_dyn_wide_resnet", {"width_mults": (0.1, 0.3), "depths": (1, 2)}),
     ],
 )
 def test_choices_are_keyword_arguments(name, choices):
@@ -104,6 +107,8 @@ def test_a_list_of_choices_that_the_network_does_not_have_is_a_type_error():
         build("proard_dyn_resnet50", kernel_sizes=(3,))
     with pytest.raises(TypeError, match="no width_mults"):
         build("proard_dyn_mobilenetv3", width_mults=(0.5, 1.0))
+    with pytest.raises(TypeError, match=r"no expand_ratios.*'depths', 'width_mults'"):
+        build("proard_dyn_wide_resnet", expand_ratios=(0.5, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -160,6 +165,17 @@ def test_normalisation_defaults_to_that_of_cifar10_for_colour():
     assert colour.norm.mean.flatten().tolist() == pytest.approx([0.4914, 0.4822, 0.4465])
     assert colour.norm.std.flatten().tolist() == pytest.approx([0.2470, 0.2435, 0.2616])
     assert (grey.norm.mean.item(), grey.norm.std.item()) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("name", [name for name in timm.list_models("proard*") if name.endswith("_224")])
+def test_networks_for_large_photographs_default_to_the_normalisation_and_classes_of_imagenet(name):
+    smallest = build(name.replace("proard_dyn_", "proard_").replace("proard_", "proard_dyn_")).space.smallest
+    net = timm.create_model(name, **({"depths": (1,)} if name in SUPERNETS else {"arch": smallest}))
+    assert net.norm.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert net.norm.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
+    assert net.num_classes == 1000
+    grey = build(name, in_chans=1)
+    assert grey.norm.mean.shape == (1, 1, 1, 1)
 
 
 def test_the_data_configuration_of_timm_leaves_normalisation_to_the_network():

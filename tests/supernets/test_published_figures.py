@@ -1,7 +1,8 @@
-"""Published figures: sizes of the spaces, parameters and multiply-accumulates of the paper's two networks."""
+"""Published figures: sizes of the spaces, parameters and multiply-accumulates of the networks."""
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,6 +82,68 @@ def test_dyn_mobilenetv3_costs_what_is_published(mobilenetv3, end, params, mmacs
     cost = mobilenetv3.cost(arch)
     assert cost.params == params == numel(build("proard_mobilenetv3", arch=arch))
     assert round(cost.mmacs, 1) == mmacs
+
+
+def wide_resnet_params(depths, mult, classes=10):
+    """Count the parameters of WRN with given blocks in each stage by its definition."""
+    total, inp = 3 * 16 * 9, 16
+    for depth, width in zip(depths, (160, 320, 640), strict=True):
+        out = round(width * mult)
+        first = 2 * inp + inp * out * 9 + 2 * out + out * out * 9 + inp * out
+        total += first + (depth - 1) * (2 * (2 * out + out * out * 9))
+        inp = out
+    return total + 2 * inp + (inp + 1) * classes
+
+
+def test_the_largest_wide_residual_network_is_wrn_34_10_and_the_smallest_wrn_16_2():
+    net = build("proard_dyn_wide_resnet")
+    assert net.cost().params == wide_resnet_params((5, 5, 5), 1.0) == 46_160_474  # RobustBench
+    assert net.cost(net.space.smallest).params == wide_resnet_params((2, 2, 2), 0.2)
+    assert net.space.size == 4**3 * 5**3
+
+
+# Zagoruyko and Komodakis 2016, table 4 and figures of WRN-28-10 in RobustBench.
+@pytest.mark.parametrize(
+    ("blocks", "mult", "millions"),
+    [(2, 0.8, 11.0), (2, 1.0, 17.1), (3, 0.8, 17.2), (3, 1.0, 26.8), (4, 1.0, 36.5), (2, 0.4, 2.7)],
+)
+def test_wide_residual_networks_have_the_published_numbers_of_parameters(blocks, mult, millions):
+    net = build("proard_dyn_wide_resnet")
+    arch = dataclasses.replace(net.space.largest, depth=(blocks,) * 3, width_mult=(mult,) * 3)
+    params = net.cost(arch).params
+    assert params == wide_resnet_params((blocks,) * 3, mult) == numel(build("proard_wide_resnet", arch=arch))
+    assert round(params / 1e6, 1) == millions
+
+
+def proxyless_params(depths, ratio, kernel, classes=10):
+    """Count the parameters of inverted bottlenecks of one shape by their definition."""
+
+    def block(inp, out, kernel, ratio):
+        middle = inp * ratio
+        return inp * middle + 2 * middle + middle * kernel**2 + 2 * middle + middle * out + 2 * out
+
+    total, inp = 3 * 32 * 9 + 64 + 32 * 9 + 64 + 32 * 16 + 32, 16
+    for out, depth in zip((24, 40, 80, 96, 192), depths, strict=True):
+        total += block(inp, out, kernel, ratio) + (depth - 1) * block(out, out, kernel, ratio)
+        inp = out
+    return total + block(192, 320, 3, 6) + 320 * 1280 + 2 * 1280 + 1281 * classes
+
+
+@pytest.mark.parametrize(("end", "depth", "ratio", "kernel"), [("largest", 4, 6, 7), ("smallest", 2, 3, 3)])
+def test_dyn_proxyless_has_the_parameters_of_its_definition(end, depth, ratio, kernel):
+    net = build("proard_dyn_proxyless")
+    arch = getattr(net.space, end)
+    assert net.cost(arch).params == proxyless_params((depth,) * 5, ratio, kernel)
+    assert net.space.size == (9**2 + 9**3 + 9**4) ** 5
+
+
+@pytest.mark.parametrize("name", ["proard_dyn_mobilenetv3", "proard_dyn_resnet50"])
+def test_networks_for_large_photographs_have_the_students_of_the_small_ones(name):
+    small, large = build(name), build(f"{name}_224")
+    assert small.space == large.space
+    for arch in (small.space.largest, small.space.smallest, small.space.sample(0)):
+        width = build(small.cfg.student, arch=arch).head_hidden_size
+        assert large.cost(arch).params - small.cost(arch).params == 990 * (width + 1)
 
 
 def test_a_hundred_classes_add_their_rows_of_the_classifier_only(resnet50, mobilenetv3):

@@ -11,7 +11,8 @@ from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import nn
 from torch.nn import functional as F
 
-from proard_nas.supernets import ResNet, SearchSpace
+from proard_nas.supernets import Proxyless, ResNet, SearchSpace
+from proard_nas.supernets.dyn_proxyless import ProxylessFamily
 from proard_nas.supernets.dyn_resnet import ResNetFamily
 
 
@@ -114,6 +115,78 @@ def test_mobile_networks_are_made_of_timms_inverted_bottlenecks(which):
     expected = F.linear(y, net.head.fc.weight, net.head.fc.bias)
     torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-9)
     assert expected.std() > 1e-6
+
+
+def test_proxyless_with_the_shape_of_mobilenetv2_is_timms_mobilenetv2():
+    space = SearchSpace(depths=(0,), base_depths=(2, 3, 4, 3, 3), expand_ratios=(6,), kernel_sizes=(3,))
+    widths, strides = (24, 32, 64, 96, 160), (2, 2, 2, 1, 2)
+    net = randomise(Proxyless(ProxylessFamily("mobilenetv2", space, widths, strides, stem_stride=2)))
+    reference = timm.create_model("mobilenetv2_100", num_classes=10).double().eval()
+    assert net.cost().params == sum(p.numel() for p in reference.parameters())
+    own = [t for k, t in net.state_dict().items() if not k.startswith("norm.")]
+    theirs = reference.state_dict()
+    assert [t.shape for t in own] == [t.shape for t in theirs.values()]  # both list their layers in order
+    reference.load_state_dict(dict(zip(theirs, own, strict=True)))
+    x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(net(x), reference((x - net.norm.mean) / net.norm.std), rtol=1e-9, atol=1e-9)
+    assert net(x).std() > 1e-6
+
+
+def wide_resnet(weights, x, depths):
+    """Compute a wide residual network from its definition, block by block."""
+
+    def activated(name, y):
+        return F.relu(
+            F.batch_norm(y, *(weights[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias")))
+        )
+
+    y = F.conv2d(x, weights["stem.conv.weight"], padding=1)
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            place, stride = f"stages.{stage}.{block}", 2 if stage and not block else 1
+            first = activated(f"{place}.norm1", y)
+            second = activated(
+                f"{place}.norm2", F.conv2d(first, weights[f"{place}.conv1.weight"], stride=stride, padding=1)
+            )
+            shortcut = y if block else F.conv2d(first, weights[f"{place}.shortcut.weight"], stride=stride)
+            y = shortcut + F.conv2d(second, weights[f"{place}.conv2.weight"], padding=1)
+    return F.linear(activated("neck", y).mean((2, 3)), weights["head.fc.weight"], weights["head.fc.bias"])
+
+
+@pytest.mark.parametrize(("depths", "mults"), [((2, 3, 2), (0.2, 0.4, 0.2)), ((1, 1, 2), (0.3, 0.2, 0.1))])
+def test_wide_residual_networks_are_those_of_their_definition(depths, mults):
+    net = randomise(timm.create_model("proard_wide_resnet", arch={"depth": depths, "width_mult": mults}))
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    expected = wide_resnet(net.state_dict(), (x - net.norm.mean) / net.norm.std, depths)
+    torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-9)
+    assert expected.std() > 1e-6
+
+
+@pytest.mark.parametrize(("name", "reductions"), [
+    ("proard_dyn_resnet50_224", (4, 4, 8, 16, 32)),
+    ("proard_dyn_mobilenetv3_224", (2, 4, 8, 16, 16, 32)),
+])  # fmt: skip
+def test_networks_for_large_photographs_reduce_them_as_those_of_imagenet(name, reductions):
+    net = timm.create_model(name, device="meta")
+    features = net.forward_intermediates(torch.zeros(1, 3, 224, 224, device="meta"), intermediates_only=True)
+    assert tuple(224 // f.shape[-1] for f in features) == reductions
+    assert tuple(info["reduction"] for info in net.feature_info) == reductions
+
+
+def test_the_stem_for_large_photographs_strides_first_and_takes_maxima_last():
+    net = timm.create_model("proard_dyn_resnet50_224", device="meta", depths=(0,))
+    arch = net.space.smallest.to_dict() | {"stem_residual": True}
+    stem = randomise(timm.create_model("proard_resnet50_224", arch=arch)).stem
+    x = torch.rand(2, 3, 20, 20, dtype=torch.float64)
+
+    def step(part, y, stride=1):
+        bn = part.bn
+        y = F.conv2d(y, part.conv.weight, stride=stride, padding=1)
+        return F.relu(F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias))
+
+    y = step(stem.conv0, x, stride=2)
+    y = F.max_pool2d(step(stem.conv1, y + step(stem.residual, y)), 3, stride=2, padding=1)
+    torch.testing.assert_close(stem(x), y, rtol=1e-9, atol=1e-9)
 
 
 def test_the_stem_of_dyn_resnet50_is_three_convolutions_with_an_optional_residual():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
 
 import pytest
@@ -15,54 +13,36 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from proard_nas.supernets import SUPERNETS, Architecture
+from proard_nas.supernets import SUPERNETS, Architecture, Supernet
 
-STUDENTS = ("proard_mobilenetv3", "proard_resnet50", "proard_resnet_small", "proard_resnet_tiny")
-# Slow are those that are the same layers again: the default student is the largest, which the supernet is too.
-MODELS = [
-    *(pytest.param(name, marks=[pytest.mark.slow] * name.endswith("_fine")) for name in SUPERNETS),
-    *(pytest.param(name, marks=[pytest.mark.slow] * name.endswith("resnet50")) for name in STUDENTS),
-    *(f"{name} smallest" for name in STUDENTS),
-]
-
-
-def build(name, **kwargs):
-    """Build a model; ``'<student> smallest'`` is the entry point with an architecture."""
-    return _create(name, **kwargs) if kwargs else copy.deepcopy(_default(name))
-
-
-@functools.cache
-def _default(name):
-    return _create(name)
-
-
-def _create(name, **kwargs):
-    name, _, small = name.partition(" ")
-    if small:
-        with torch.device("meta"):
-            kwargs["arch"] = timm.create_model(name.replace("proard_", "proard_dyn_")).space.smallest.to_dict()
-    return timm.create_model(name, **kwargs)
+IMAGE_SIZE = 64  # pixels, at most
 
 
 def inputs(model, n=2):
-    return torch.rand(n, *model.default_cfg["input_size"])
+    channels, height, width = model.default_cfg["input_size"]
+    return torch.rand(n, channels, min(height, IMAGE_SIZE), min(width, IMAGE_SIZE))
 
 
-@pytest.fixture(params=MODELS)
-def name(request):
-    return request.param
+def size_of(model, image):
+    """Return height and width of a convolutional network's last features by its total stride."""
+    reduction = model.feature_info[-1]["reduction"]
+    return tuple(math.ceil(n / reduction) for n in image.shape[2:])
 
 
 @pytest.fixture
-def model(name):
-    return build(name).eval()
+def model(build, spec):
+    return build(spec).eval()
 
 
 def test_timm_lists_the_networks_in_modules_of_their_own():
     listed = timm.list_models("proard*")
-    assert set(listed) == {*SUPERNETS, *STUDENTS}
     assert all(timm_knows(name) for name in listed)
-    assert set(timm.list_models(module="dyn_resnet")) | set(timm.list_models(module="dyn_mobilenetv3")) == set(listed)
+    modules = ("dyn_mobilenetv3", "dyn_proxyless", "dyn_resnet", "dyn_wide_resnet")
+    assert sorted(name for module in modules for name in timm.list_models(module=module)) == sorted(listed)
+    assert set(SUPERNETS) == {name for name in listed if name.startswith("proard_dyn_")}
+    with torch.device("meta"):
+        students = {timm.create_model(name).cfg.student for name in SUPERNETS}
+    assert set(listed) == {*SUPERNETS, *students}
     assert "resnet50" in timm.list_models(module="resnet")
     assert "proard_dyn_resnet50" not in timm.list_models(module="resnet")
 
@@ -71,7 +51,7 @@ def test_forward_gives_finite_logits_also_with_checkpointing(model):
     x = inputs(model)
     with torch.no_grad():
         logits = model(x)
-        assert logits.shape == (2, 10)
+        assert logits.shape == (2, model.num_classes)
         assert logits.isfinite().all()
         model.set_grad_checkpointing()
         assert model.grad_checkpointing
@@ -80,35 +60,37 @@ def test_forward_gives_finite_logits_also_with_checkpointing(model):
         assert not model.grad_checkpointing
 
 
-def test_every_parameter_gets_a_gradient(name):
-    model = build(name, num_classes=42).train()
+def test_every_parameter_gets_a_gradient(build, spec):
+    model = build(spec, num_classes=42).train()
     model(inputs(model)).mean().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None]
     # The largest student has the largest kernel everywhere: only smaller ones use the matrices.
     matrices = [n for n, _ in model.named_parameters() if ".transform_" in n]
     assert missing == matrices
-    assert bool(matrices) == (name == "proard_dyn_mobilenetv3")
+    assert bool(matrices) == (isinstance(model, Supernet) and len(model.space.kernel_sizes) > 1)
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_the_kernel_matrices_get_their_gradients_from_students_with_smaller_kernels():
-    net = timm.create_model("proard_dyn_mobilenetv3").train()
+@pytest.mark.parametrize("name", ["proard_dyn_mobilenetv3", "proard_dyn_proxyless small"])
+def test_the_kernel_matrices_get_their_gradients_from_students_with_smaller_kernels(build, name):
+    net = build(name).train()
     arch = net.space.largest.to_dict()
     arch["kernel_size"] = [[3] * len(row) for row in arch["kernel_size"]]
     net.student(Architecture.from_dict(arch))(inputs(net)).mean().backward()
     assert all(p.grad is not None for p in net.parameters())
 
 
-def test_the_default_configuration_is_true(model):
+def test_the_default_configuration_is_true(build, spec):
+    model = build(spec, device="meta").eval()
+    features = model.forward_features(torch.zeros(2, *model.default_cfg["input_size"], device="meta"))
     cfg, state = model.default_cfg, model.state_dict()
     assert cfg is model.pretrained_cfg
-    assert model.num_classes == cfg["num_classes"] == 10
+    assert model.num_classes == cfg["num_classes"] == (1000 if "_224" in spec else 10)
     assert f"{cfg['classifier']}.weight" in state
     assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
     assert state[f"{cfg['first_conv']}.weight"].shape[1] == model.in_chans == cfg["input_size"][0]
     convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     assert convs[0] == cfg["first_conv"]
-    features = model.forward_features(inputs(model))
     assert tuple(features.shape[2:]) == tuple(cfg["pool_size"])
 
 
@@ -139,38 +121,38 @@ def test_pooling_can_be_removed_with_the_classifier(model):
     x = inputs(model)
     model.reset_classifier(0, "")
     unpooled = model(x)
-    assert tuple(unpooled.shape[2:]) == tuple(model.default_cfg["pool_size"])
+    assert tuple(unpooled.shape[2:]) == size_of(model, x)
     assert unpooled.shape[1] == model.head_hidden_size
 
 
-def test_a_network_can_be_built_without_classifier_and_pooling(name):
-    x = inputs(whole := build(name).eval())
-    pooled = build(name, num_classes=0).eval()
-    unpooled = build(name, num_classes=0, global_pool="").eval()
+def test_a_network_can_be_built_without_classifier_and_pooling(build, spec):
+    x = inputs(whole := build(spec).eval())
+    pooled = build(spec, num_classes=0).eval()
+    unpooled = build(spec, num_classes=0, global_pool="").eval()
     for other in (pooled, unpooled):
         other.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("head.fc")})
     before = whole.forward_head(whole.forward_features(x), pre_logits=True)
     assert torch.equal(pooled(x), before)
-    assert tuple(unpooled(x).shape) == (2, whole.head_hidden_size, *whole.default_cfg["pool_size"])
+    assert tuple(unpooled(x).shape) == (2, whole.head_hidden_size, *size_of(whole, x))
     assert isinstance(pooled.get_classifier(), nn.Identity)
 
 
 @pytest.mark.parametrize("options", [{}, {"feature_cls": "getter"}, {"out_indices": (0, 2)}], ids=str)
-def test_feature_extraction_gives_the_announced_features(name, options):
-    model = build(name, features_only=True, **options).eval()
-    whole = build(name).eval()
-    size = whole.default_cfg["input_size"]
+def test_feature_extraction_gives_the_announced_features(build, spec, options):
+    model = build(spec, features_only=True, **options).eval()
+    whole = build(spec).eval()
+    x = inputs(whole, n=1)
     with torch.no_grad():
-        features = model(torch.rand(1, *size))
+        features = model(x)
     channels, reductions = model.feature_info.channels(), model.feature_info.reduction()
     assert len(features) == len(channels) == (2 if "out_indices" in options else len(whole.feature_info))
     for feature, channel, reduction in zip(features, channels, reductions, strict=True):
-        assert feature.shape == (1, channel, math.ceil(size[1] / reduction), math.ceil(size[2] / reduction))
+        assert feature.shape == (1, channel, math.ceil(x.shape[2] / reduction), math.ceil(x.shape[3] / reduction))
         assert feature.isfinite().all()
 
 
-def test_extracted_features_are_those_of_the_whole_network(name):
-    whole, extractor = build(name).eval(), build(name, features_only=True).eval()
+def test_extracted_features_are_those_of_the_whole_network(build, spec):
+    whole, extractor = build(spec).eval(), build(spec, features_only=True).eval()
     extractor.model.load_state_dict({k: v for k, v in whole.state_dict().items() if k in extractor.model.state_dict()})
     x = inputs(whole)
     wanted = whole.forward_intermediates(x, intermediates_only=True)
@@ -267,20 +249,16 @@ def test_optimizers_of_timm_take_the_network(model):
     assert scale[id(first)] == min(scale.values()) < scale[id(model.get_classifier().weight)] == 1.0
 
 
-def test_a_student_entry_point_can_be_traced_and_cut_anywhere():
-    for name in STUDENTS:
-        model = build(name).eval()
-        x = inputs(model)
-        _, nodes = get_graph_node_names(model)
-        middle = next(n for n in nodes if n.startswith("stages.1"))
-        cut = create_feature_extractor(model, return_nodes={middle: "middle", nodes[-1]: "logits"})
-        found = cut(x)
-        assert torch.equal(found["logits"], model(x))
-        assert found["middle"].shape[0] == 2
+def test_a_network_can_be_traced_and_cut_at_each_of_its_features(model):
+    x = inputs(model)
+    nodes = {info["module"]: str(i) for i, info in enumerate(model.feature_info)} | {"head.fc": "logits"}
+    found = create_feature_extractor(model, return_nodes=nodes)(x)
+    assert torch.equal(found["logits"], model(x))
+    for i, feature in enumerate(model.forward_intermediates(x, intermediates_only=True)):
+        assert torch.equal(found[str(i)], feature)
 
 
-def test_traced_networks_compute_and_train_as_the_originals(name):
-    model = build(name).eval()
+def test_traced_networks_compute_and_train_as_the_originals(model):
     x = inputs(model)
     train_nodes, eval_nodes = get_graph_node_names(model)
     traced = create_feature_extractor(model, train_return_nodes=[train_nodes[-1]], eval_return_nodes=[eval_nodes[-1]])
@@ -290,8 +268,8 @@ def test_traced_networks_compute_and_train_as_the_originals(name):
     assert names == {n for n, p in traced.named_parameters() if p.grad is not None}
 
 
-def test_checkpointing_does_not_change_gradients(name):
-    model = build(name).train()
+def test_checkpointing_does_not_change_gradients(build, spec):
+    model = build(spec).train()
     x, gradients = inputs(model), []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
@@ -306,5 +284,5 @@ def test_networks_take_other_image_sizes(model):
     with torch.no_grad():
         for size in ((40, 40), (33, 65)):
             x = torch.rand(2, model.in_chans, *size)
-            assert model(x).shape == (2, 10)
+            assert model(x).shape == (2, model.num_classes)
             assert tuple(model.forward_features(x).shape[2:]) == model.feature_size(size)
