@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import timm
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 
 from . import distributed
 from ._errors import unknown_name
+from ._folders import (
+    CHECKSUMS,
+    Folder,
+    naming,
+    read_checked,
+    read_checked_json,
+    read_checked_tensors,
+    whole_folder,
+    write_bytes,
+    write_checksums,
+    write_json,
+)
 from .data import ArrayEncoder
-from .deploy.saving import Folder, whole_folder, write_json, write_network
 from .evaluation import Labels
 from .search import AccuracyPredictor
 from .supernets import Supernet
+from .supernets.card import estimator_card
+from .supernets.saving import CARD, write_network
 from .training import Ledger, Precision, Stage, TrainingCost
 
 if TYPE_CHECKING:
     from .estimator import ProARDEstimator
 
-FORMAT = 1
+
+FORMAT = 2
 Estimator = TypeVar("Estimator", bound="ProARDEstimator")
-PARTS = ("estimator.json", "predictor.json", "labels.jsonl", "calibration.safetensors", "supernet")
+STATE, PREDICTOR, LABELS = "estimator.json", "predictor.json", "labels.jsonl"
+IMAGES, SUPERNET = "calibration.safetensors", "supernet"
+PARTS = (STATE, PREDICTOR, LABELS, IMAGES, SUPERNET, CHECKSUMS)
+CHECKED = (STATE, PREDICTOR, LABELS, IMAGES, f"{SUPERNET}/{CHECKSUMS}")
 
 
 def save_estimator(estimator: ProARDEstimator, folder: Folder) -> None:
@@ -34,42 +50,87 @@ def save_estimator(estimator: ProARDEstimator, folder: Folder) -> None:
 
     The folder holds up to ``n_calibration`` training images, without which no student can be
     given its batch norm statistics. Under torchrun the main process alone writes.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than a saved estimator.
+    ValueError
+        If the estimator has an object of one's own that JSON cannot hold, such as a loss.
+    OSError
+        If the folder cannot be written; then nothing of it is left, and an older one is as it was.
     """
     if not distributed.is_main():
         return
-    with whole_folder(folder, "estimator.json") as temporary:
-        write_network(estimator.supernet_, temporary / "supernet")
-        estimator.labels_.save(temporary / "labels.jsonl")
-        write_json(temporary / "predictor.json", estimator.predictor_.to_dict())
-        save_file({"images": _as_bytes(estimator.calibration_images_)}, temporary / "calibration.safetensors")
-        write_json(temporary / "estimator.json", _state(estimator))
+    state = _state(estimator)
+    with whole_folder(folder, STATE, (*PARTS, CARD)) as temporary:
+        (temporary / SUPERNET).mkdir()
+        write_network(estimator.supernet_, temporary / SUPERNET, {"seed": estimator.seed_})
+        estimator.labels_.save(temporary / LABELS)
+        write_json(temporary / PREDICTOR, estimator.predictor_.to_dict())
+        images = safetensors.torch.save({"images": _as_bytes(estimator.calibration_images_)})
+        write_bytes(temporary / IMAGES, images)
+        write_json(temporary / STATE, state, strict=False)  # a loss that was not finite is part of its history
+        write_bytes(temporary / CARD, estimator_card(_facts(estimator)).encode())
+        write_checksums(temporary, CHECKED)
 
 
 def load_estimator(cls: type[Estimator], folder: Folder) -> Estimator:
-    """Load what `save_estimator` wrote.
+    """Load what `save_estimator` wrote, and check that it is what was saved.
 
     Raises
     ------
     FileNotFoundError
         If the folder is not a saved estimator; names what is missing.
     ValueError
-        If it was written by another version of the format.
+        If a file was changed or damaged, or was written by another version; names it.
     """
     folder = Path(folder)
+    _check_ours(folder)
+    state = read_checked_json(folder, STATE)
+    with naming(folder / STATE):
+        if state["format"] != FORMAT:
+            raise ValueError(f"it has format {state['format']!r}; this version reads format {FORMAT}")
+        estimator = cls(**_parameters(state["parameters"], cls))
+        _restore(estimator, state)
+    estimator.device_ = torch.device("cuda" if torch.cuda.is_available() and estimator.device != "cpu" else "cpu")
+    estimator.supernet_ = _load_supernet(folder).to(estimator.device_)
+    estimator.precision_.prepare(estimator.supernet_)  # in another layout, the last bits of its logits differ
+    read_checked(folder, LABELS)
+    with naming(folder / LABELS):
+        estimator.labels_ = Labels.load(folder / LABELS)
+    tensors = read_checked_tensors(folder, IMAGES)
+    with naming(folder / IMAGES):
+        estimator.calibration_images_ = _as_images(tensors["images"], (estimator.in_chans_, *estimator.image_size_))
+    predictor = read_checked_json(folder, PREDICTOR)
+    with naming(folder / PREDICTOR):
+        estimator.predictor_ = AccuracyPredictor.from_dict(predictor, estimator.supernet_.space, estimator._cost)
+    return estimator
+
+
+def _check_ours(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
     missing = [part for part in PARTS if not (folder / part).exists()]
     if missing:
         raise FileNotFoundError(f"{folder} is not a saved estimator: it has no {', '.join(missing)}")
-    state = json.loads((folder / "estimator.json").read_text())
-    if state["format"] != FORMAT:
-        raise ValueError(f"{folder} has format {state['format']}; this version reads format {FORMAT}")
-    estimator = cls(**_parameters(state["parameters"], cls))
-    estimator.device_ = torch.device("cuda" if torch.cuda.is_available() and estimator.device != "cpu" else "cpu")
-    supernet = cast(Supernet, timm.create_model(f"local-dir:{folder / 'supernet'}", pretrained=True))
-    estimator.supernet_ = supernet.to(estimator.device_).eval()
-    estimator.labels_ = Labels.load(folder / "labels.jsonl")
-    estimator.calibration_images_ = _as_images(load_file(folder / "calibration.safetensors")["images"])
-    for name, value in state["fitted"].items():
-        setattr(estimator, name, value)
+
+
+def _load_supernet(folder: Path) -> Supernet:
+    from .deploy import load_student
+
+    read_checked(folder, f"{SUPERNET}/{CHECKSUMS}")
+    supernet = load_student(folder / SUPERNET)
+    if not isinstance(supernet, Supernet):
+        raise ValueError(f"{folder / SUPERNET} holds a student, not a supernet")
+    return supernet
+
+
+def _restore(estimator: ProARDEstimator, state: dict[str, Any]) -> None:
+    """Set the fitted attributes that the state holds."""
+    fitted = state["fitted"]
+    for name in FITTED:
+        setattr(estimator, name, fitted[name])
     estimator.classes_ = np.array(state["classes"]["values"], dtype=state["classes"]["dtype"])
     height, width = estimator.image_size_
     estimator.image_size_ = (height, width)
@@ -77,9 +138,6 @@ def load_estimator(cls: type[Estimator], folder: Folder) -> Estimator:
     estimator.precision_ = Precision(**state["precision"])
     estimator.cost_ = TrainingCost(tuple(map(tuple, state["cost"]["stages"])), state["cost"]["seconds"])
     estimator.spent_ = Ledger.from_dict(state["spent"])
-    predictor = json.loads((folder / "predictor.json").read_text())
-    estimator.predictor_ = AccuracyPredictor.from_dict(predictor, estimator.supernet_.space, estimator._cost)
-    return estimator
 
 
 FITTED = (
@@ -121,6 +179,21 @@ def _state(estimator: ProARDEstimator) -> dict[str, Any]:
     }
 
 
+def _facts(estimator: ProARDEstimator) -> dict[str, Any]:
+    from . import __version__
+
+    return {
+        "model": estimator.model,
+        "n_labels": len(estimator.labels_),
+        "n_images": len(estimator.calibration_images_),
+        "classes": len(estimator.classes_),
+        "eps": estimator.eps,
+        "seed": estimator.seed_,
+        "predictor_score": estimator.predictor_score_,
+        "versions": {"proard_nas": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
 def _parameters(parameters: dict[str, Any], cls: type[ProARDEstimator]) -> dict[str, Any]:
     known = cls().get_params(deep=False)
     for name in parameters:
@@ -138,5 +211,10 @@ def _as_bytes(images: torch.Tensor) -> torch.Tensor:
     return (scaled.to(torch.uint8) if exact else images).contiguous().cpu()
 
 
-def _as_images(stored: torch.Tensor) -> torch.Tensor:
-    return stored.float() / 255 if stored.dtype == torch.uint8 else stored
+def _as_images(stored: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    images = stored.float() / 255 if stored.dtype == torch.uint8 else stored
+    if tuple(images.shape[1:]) != shape or not bool(((images >= 0) & (images <= 1)).all()):
+        raise ValueError(
+            f"images must have the shape {shape} and lie in [0, 1], got the shape {tuple(images.shape[1:])}"
+        )
+    return images

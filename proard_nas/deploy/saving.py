@@ -1,101 +1,108 @@
-"""Folders for students and supernets: safetensors and JSON in timm's layout, written whole or not at all."""
+"""Students and supernets from and to folders: safetensors and JSON in timm's layout, checked when loaded."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.torch import save_file
-from timm.models._hub import save_config_for_hf
+import timm
+import torch
+from timm.models import is_model
+from torch import Tensor
 
+from proard_nas._errors import unknown_name
+from proard_nas._folders import Folder, naming, read_checked_json, read_checked_tensors
 from proard_nas.supernets import StudentNet
+from proard_nas.supernets.saving import CARD, CONFIG, FACTS, FILES, FORMAT, OWN_FACTS, WEIGHTS, check_shapes
 
-Folder = str | os.PathLike[str]
+ESTIMATOR = "estimator.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".tar")
 
 
 def save_student(student: StudentNet, folder: Folder, metadata: Mapping[str, Any] | None = None) -> None:
-    """Save a student or a supernet so that timm alone builds it again.
+    """Save a student or a supernet so that timm alone builds it again; the same as ``student.save``.
 
-    ``timm.create_model('local-dir:FOLDER', pretrained=True)`` after ``import proard_nas`` gives
-    a network with the same bits.
-
-    Parameters
-    ----------
-    student : StudentNet
-    folder : path
-        Made, or replaced if it holds a saved network.
-    metadata : mapping, default=None
-        JSON-able figures to keep beside the weights, in ``proard.json``.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder holds something else.
+    See `StudentNet.save` for the parameters and errors.
     """
-    with whole_folder(folder, "config.json") as temporary:
-        write_network(student, temporary)
-        cost = student.cost(img_size=tuple(student.pretrained_cfg["input_size"][1:]))
-        facts = {"architecture": student.arch.to_dict(), "macs": cost.macs, "params": cost.params}
-        write_json(temporary / "proard.json", {**facts, **(metadata or {})})
+    student.save(folder, metadata)
 
 
-def write_network(network: StudentNet, folder: Path) -> None:
-    """Write a network's weights and configuration as timm does; see `save_student`."""
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    folder.mkdir(exist_ok=True)
-    config: Any = folder / "config.json"  # typed as str; older versions of timm take a Path only
-    save_config_for_hf(network, config, model_args=network.model_args())
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
+def load_student(folder: Folder) -> StudentNet:
+    """Load a saved student or supernet, and check that it is what was saved.
 
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON; numbers and arrays of NumPy are written as plain ones."""
-    path.write_text(json.dumps(data, indent=1, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON")
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Folder, mark: str) -> Iterator[Path]:
-    """Give a temporary folder to write to, which takes the place of ``folder`` once all went well.
+    Files are compared with their checksums before anything is built, and the network's tensors
+    with those of the file afterwards; timm does neither. Nothing is ever unpickled.
 
     Parameters
     ----------
     folder : path
-    mark : str
-        A file that says an existing folder may be replaced.
+        What ``student.save`` or `save_student` wrote, or a download of it.
+
+    Returns
+    -------
+    StudentNet
+        On the CPU, in eval mode, the same bits that were saved; its ``metadata`` are those saved.
 
     Raises
     ------
-    FileExistsError
-        If the folder exists, is not empty and lacks the mark.
+    FileNotFoundError
+        If there is no such folder, or it is not a saved network; names what is missing.
+    ValueError
+        If a file was changed or damaged, is a pickle, or does not fit the others; names it.
+
+    Notes
+    -----
+    A checksum finds damage, not malice: who can write the folder can write the checksums too.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / mark).exists())):
-        raise FileExistsError(f"{folder} exists and holds something else (no {mark}); give another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        old = temporary.with_name(temporary.name + "-old")
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _check_ours(folder)
+    config, facts = (read_checked_json(folder, name) for name in (CONFIG, FACTS))
+    with naming(folder / FACTS):
+        if facts["format"] != FORMAT:
+            raise ValueError(f"it has format {facts['format']!r}; this version reads format {FORMAT}")
+    tensors = read_checked_tensors(folder, WEIGHTS)
+    _check_config(folder, config, tensors)
+    with naming(folder / CONFIG):
+        network = _check_bits(timm.create_model(f"local-dir:{folder}", pretrained=True), tensors)
+    network.metadata = {name: value for name, value in facts.items() if name not in OWN_FACTS}
+    return network.eval()
+
+
+def _check_ours(folder: Path) -> None:
+    """Say what is wrong with a folder that holds no saved network."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    found = {path.name for path in folder.iterdir()}
+    missing = [name for name in FILES if name not in found and name != CARD]
+    if not missing:
+        return
+    hint = ""
+    pickles = sorted(name for name in found if name.endswith(PICKLES))
+    if ESTIMATOR in found:
+        hint = "; it is a saved estimator, for ProARDEstimator.load"
+    elif WEIGHTS in missing and pickles:
+        hint = f"; it has {pickles[0]!r}, but a pickle is never loaded: it can run any code"
+    elif CONFIG in found and WEIGHTS in found:
+        hint = f"; timm.create_model('local-dir:{folder}', pretrained=True) loads it unchecked"
+    raise FileNotFoundError(f"{folder} is not a saved student: it has no {', '.join(missing)}{hint}")
+
+
+def _check_config(folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Check that a configuration is one of our networks and that the tensors fit it, before any is made."""
+    with naming(folder / CONFIG):
+        name = config["architecture"]
+        if not isinstance(name, str) or not is_model(name):
+            raise unknown_name("network", name, timm.list_models("proard_*"))
+        check_shapes(config, {name: tensor.shape for name, tensor in tensors.items()})
+
+
+def _check_bits(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> StudentNet:
+    """Return a network after checking that timm took each tensor as it is; it can leave some out without a word."""
+    if not isinstance(network, StudentNet):
+        raise ValueError(f"it describes a {type(network).__name__}, which is no network of this library")
+    for name, tensor in network.state_dict().items():
+        stored = tensors[name].to(tensor.dtype).reshape(-1)
+        if not torch.equal(tensor.reshape(-1).view(torch.uint8), stored.view(torch.uint8)):
+            raise ValueError(f"it makes timm change {name} on loading; it does not fit {WEIGHTS}")
+    return network

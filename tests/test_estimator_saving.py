@@ -1,0 +1,272 @@
+"""Promises of an estimator's folder: it comes back the same, whole or not at all, and bad files are named."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from sklearn.datasets import load_digits
+
+from proard_nas import ProARDEstimator, _folders
+from proard_nas.deploy import load_student
+
+SEARCH = {"population_size": 20, "n_generations": 3}
+PARTS = (
+    "estimator.json",
+    "predictor.json",
+    "labels.jsonl",
+    "calibration.safetensors",
+    "supernet/config.json",
+    "supernet/proard.json",
+    "supernet/model.safetensors",
+)
+JSON = [name for name in PARTS if ".json" in name]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x, y = load_digits(return_X_y=True)
+    return (x / 16).astype("float32").reshape(-1, 1, 8, 8)[:200], np.array([f"digit {label}" for label in y[:200]])
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    est = ProARDEstimator(
+        "proard_dyn_resnet_tiny", epochs=4, attack="n-fgsm", eps=0.1, step_size=0.1, eval_steps=1, n_labels=12,
+        n_calibration=64, n_watch=0, batch_size=64, precision="float32", device="cpu", random_state=0, progress=False,
+    )  # fmt: skip
+    return est.fit(*digits)
+
+
+@pytest.fixture(scope="module")
+def saved(fitted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "est"
+    fitted.save(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "est"))
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def renew_checksums(folder):
+    """Do what somebody with bad intent would, from the inside out."""
+    for where in (folder / "supernet", folder):
+        sums = json.loads((where / "checksums.json").read_text())
+        for name in sums:
+            data = (where / name).read_bytes()
+            sums[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        (where / "checksums.json").write_text(json.dumps(sums))
+
+
+def edit(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+# -- there and back ---------------------------------------------------------------------------
+
+
+def test_a_loaded_estimator_predicts_searches_and_extracts_the_same(fitted, saved, digits):
+    loaded = ProARDEstimator.load(saved)
+    assert np.array_equal(fitted.predict_proba(digits[0]), loaded.predict_proba(digits[0]))
+    assert fitted.classes_.tolist() == loaded.classes_.tolist()
+    assert loaded.get_params() == fitted.get_params()
+    first, second = fitted.search(**SEARCH), loaded.search(**SEARCH)
+    assert [c.architecture for c in first.front] == [c.architecture for c in second.front]
+    a, b = (result.extract().state_dict() for result in (first, second))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert torch.equal(fitted.calibration_images_, loaded.calibration_images_)
+
+
+def test_what_is_loaded_and_saved_again_is_the_same(saved, tmp_path):
+    ProARDEstimator.load(saved).save(tmp_path / "again")
+    first, again = contents(saved), contents(tmp_path / "again")
+    assert first.keys() == again.keys()
+    for name in PARTS:
+        if name.endswith(".json"):
+            assert json.loads(first[name]) == json.loads(again[name])  # timm may list its arguments in another order
+        else:
+            assert first[name] == again[name]
+
+
+def test_the_folder_holds_safetensors_json_and_a_card_and_its_supernet_stands_alone(fitted, saved):
+    files = contents(saved)
+    assert {Path(name).suffix for name in files} == {".json", ".jsonl", ".safetensors", ".md"}
+    for name, data in files.items():
+        if name.endswith(".json"):
+            json.loads(data)
+        if name.endswith(".safetensors"):
+            with safe_open(saved / name, framework="numpy") as tensors:
+                assert list(tensors.keys())
+    assert b"64 of the training images" in files["README.md"]
+    supernet, own = load_student(saved / "supernet").state_dict(), fitted.supernet_.state_dict()
+    assert all(torch.equal(supernet[name], tensor) for name, tensor in own.items())
+
+
+def test_every_file_but_the_cards_has_its_checksum(saved):
+    listed = {"checksums.json", "README.md", "supernet/README.md"}
+    for where in ("", "supernet/"):
+        for name, sums in json.loads((saved / where / "checksums.json").read_text()).items():
+            assert sums["sha256"] == hashlib.sha256((saved / where / name).read_bytes()).hexdigest()
+            listed.add(where + name)
+    assert listed == set(contents(saved))
+
+
+def test_figures_that_are_not_finite_do_not_keep_an_estimator_from_being_saved(saved, tmp_path):
+    estimator = ProARDEstimator.load(saved)
+    estimator.events_ = [{"loss": float("nan")}]
+    estimator.save(tmp_path / "est")
+    assert np.isnan(ProARDEstimator.load(tmp_path / "est").events_[0]["loss"])
+
+
+def test_an_estimator_with_a_loss_of_ones_own_says_why_it_cannot_be_saved(saved, tmp_path):
+    estimator = ProARDEstimator.load(saved)
+    estimator.loss = lambda *_: None
+    with pytest.raises(ValueError, match="only named losses"):
+        estimator.save(tmp_path / "deep" / "est")
+    assert not list(tmp_path.iterdir())
+
+
+# -- bad files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*PARTS, "checksums.json", "supernet/checksums.json"])
+def test_a_changed_a_cut_and_a_missing_file_are_named(folder, name):
+    whole = (folder / name).read_bytes()
+    middle = len(whole) // 2
+    for data in (whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], b"", b"{"):
+        (folder / name).write_bytes(data)
+        with pytest.raises(ValueError, match=name):
+            ProARDEstimator.load(folder)
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name.replace("supernet/", "")):
+        ProARDEstimator.load(folder)
+
+
+@pytest.mark.parametrize("name", JSON)
+@pytest.mark.parametrize("text", ["{", "null\n", "\xff\n", '{"a": 1}\n', "[" * 100_000])
+def test_json_that_is_not_ours_is_named_even_with_its_checksum(folder, name, text):
+    (folder / name).write_bytes(text.encode("latin-1"))
+    renew_checksums(folder)
+    if name == "labels.jsonl" and "\n" not in text:
+        text += "\n"  # a last line without its end is one that was not written whole
+        (folder / name).write_bytes(text.encode("latin-1"))
+        renew_checksums(folder)
+    with pytest.raises(ValueError, match=name):
+        ProARDEstimator.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("estimator.json", lambda d: d.update(format=7), "format 7; this version reads format 2"),
+        ("estimator.json", lambda d: d["parameters"].update(epoch=3), "'epoch'.*Did you mean 'epochs'"),
+        ("estimator.json", lambda d: d["fitted"].pop("seed_"), "no 'seed_'"),
+        ("estimator.json", lambda d: d["fitted"].update(image_size_=3), "estimator.json"),
+        ("estimator.json", lambda d: d.pop("classes"), "no 'classes'"),
+        ("predictor.json", lambda d: d["members"][0].clear(), "predictor.json"),
+        ("predictor.json", lambda d: d["space"].update(depths=[0, 1, 2]), "another space"),
+        ("supernet/config.json", lambda d: d["model_args"].update(expand_ratios=[0.1]), "has the shape"),
+        ("supernet/config.json", lambda d: d.update(architecture="proard_resnet_tiny"), "supernet/config.json"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(folder, name, change, message):
+    edit(folder / name, change)
+    renew_checksums(folder)
+    with pytest.raises(ValueError, match=message) as error:
+        ProARDEstimator.load(folder)
+    assert name in str(error.value)
+
+
+def test_a_state_cannot_set_what_is_not_an_attribute_of_fit(folder):
+    edit(folder / "estimator.json", lambda d: d["fitted"].update(predict="gone"))
+    renew_checksums(folder)
+    assert callable(ProARDEstimator.load(folder).predict)
+
+
+def test_the_supernet_of_another_estimator_is_noticed(folder):
+    supernet = load_student(folder / "supernet")
+    with torch.no_grad():
+        supernet.head.fc.bias.add_(1)
+    supernet.save(folder / "supernet")
+    with pytest.raises(ValueError, match=r"supernet/checksums\.json"):
+        ProARDEstimator.load(folder)
+
+
+def test_a_student_in_place_of_the_supernet_is_refused(folder):
+    supernet = load_student(folder / "supernet")
+    supernet.extract(supernet.space.smallest).save(folder / "supernet")
+    renew_checksums(folder)
+    with pytest.raises(ValueError, match="holds a student, not a supernet"):
+        ProARDEstimator.load(folder)
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_pickle_in_place_of_any_file_is_refused_and_not_executed(folder, tmp_path, name):
+    (folder / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")) + b"\n")
+    renew_checksums(folder)
+    with pytest.raises(ValueError, match=name):
+        ProARDEstimator.load(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("images", [torch.zeros(4, 1, 9, 9), torch.full((4, 1, 8, 8), 2.0), torch.zeros(4)])
+def test_calibration_images_that_do_not_fit_are_named(folder, images):
+    from safetensors.torch import save_file
+
+    save_file({"images": images}, folder / "calibration.safetensors")
+    renew_checksums(folder)
+    with pytest.raises(ValueError, match=r"calibration\.safetensors"):
+        ProARDEstimator.load(folder)
+
+
+def test_a_folder_that_is_not_ours_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        ProARDEstimator.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"not a saved estimator: it has no estimator\.json, predictor\.json"):
+        ProARDEstimator.load(tmp_path)
+
+
+# -- disks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [0, 2, 4, 6, 8])
+def test_a_full_disk_leaves_nothing_and_keeps_what_there_was(tmp_path, monkeypatch, saved, fitted, n):
+    old = Path(shutil.copytree(saved, tmp_path / "old"))
+    (old / "README.md").write_text("the old one")
+    before, calls = contents(old), iter(range(1000))
+
+    def fsync(_descriptor):
+        if next(calls) >= n:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_folders.os, "fsync", fsync)
+    for target in (tmp_path / "new" / "deep", old):
+        with pytest.raises(OSError, match="could not be written.*No space left"):
+            fitted.save(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert contents(old) == before
