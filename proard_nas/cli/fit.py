@@ -1,71 +1,60 @@
 """Train a robust supernet on your images, label students and fit the predictor; under torchrun, in several processes.
 
-The other flags are the parameters of proard_nas.ProARDEstimator; help(ProARDEstimator) explains each. With
+Only the training part of the data is read. help(proard_nas.ProARDEstimator) explains the estimator's parameters. With
 --checkpoint-dir a run that was stopped goes on where it was when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
-import sys
-import typing
-from pathlib import Path
-from typing import Any
+
+from ._data import add_data, own_validation, training_data
+from ._flags import add_parameters, given, json_value
+from ._report import Report
 
 HELP = "train a robust supernet on your images"
-OBJECTS = ("loss", "teacher_loss", "teacher", "schedule", "device")  # by name only
-JSON = ("model_args",)
+EXAMPLES = """\
+  proard-nas fit --data photos.npz --out robust --checkpoint-dir run --model proard_dyn_resnet_small --epochs 40
+  proard-nas fit --data photos/ --image-size 64 --out robust --attack n-fgsm --eps 4/255
+  proard-nas fit --data torch/cifar10 --root data --download --out robust
+  proard-nas fit --config fit.toml --epochs 10          (epochs of the command line win)
+  torchrun --nproc-per-node 4 -m proard_nas fit --data photos.npz --out robust --checkpoint-dir run
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the data's flags, and one for each parameter of the estimator."""
-    parser.add_argument("--data", required=True, help="an .npz archive with x_train and y_train, or a folder of images")
-    parser.add_argument("--image-size", type=int, default=32, help="side of the images of a folder (%(default)s)")
-    parser.add_argument("--out", required=True, help="folder for the fitted estimator")
-    parser.add_argument("--checkpoint-dir", help="folder for checkpoints and labels")
     from proard_nas import ProARDEstimator
 
+    add_data(parser, "what to train on (its training part)", required=True, validation=True)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder for the fitted estimator")
+    parser.add_argument("--checkpoint-dir", metavar="FOLDER", help="folder for checkpoints and labels")
     group = parser.add_argument_group("parameters of ProARDEstimator")
-    hints = typing.get_type_hints(ProARDEstimator.__init__)
-    for name, parameter in inspect.signature(ProARDEstimator).parameters.items():
-        flag, kind, default = "--" + name.replace("_", "-"), _kind(name, hints[name]), parameter.default
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
-        else:
-            group.add_argument(flag, type=kind, default=default, metavar=name.upper(), help="(%(default)s)")
+    add_parameters(group, ProARDEstimator, kinds={"model_args": json_value, "random_state": int})
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command."""
+def run(arguments: argparse.Namespace) -> Report | None:
+    """Run the command; processes other than the main one have nothing to report."""
     from proard_nas import ProARDEstimator, distributed
-    from proard_nas.data import image_folder, load_npz
 
-    names = inspect.signature(ProARDEstimator).parameters
-    estimator = ProARDEstimator(**{name: getattr(arguments, name) for name in names})
-    if Path(arguments.data).is_dir():
-        data: tuple[Any, ...] = (image_folder(arguments.data, arguments.image_size),)
-    else:
-        arrays = load_npz(arguments.data)
-        data = (arrays.x_train, arrays.y_train)
-    estimator.fit(*data, checkpoint_dir=arguments.checkpoint_dir)
+    estimator = ProARDEstimator(**given(arguments, ProARDEstimator))
+    x, y = training_data(arguments)
+    classes = getattr(x, "classes", None)
+    validation = own_validation(arguments, None if classes is None else list(map(str, classes)))
+    estimator.fit(x, y, val_loader=validation, checkpoint_dir=arguments.checkpoint_dir)
     estimator.save(arguments.out)
-    if distributed.is_main():
-        score = {name: score["rmse"] for name, score in estimator.predictor_score_.items()}
-        sys.stdout.write(
-            f"{estimator.spent_}\npredictor, held-out RMSE: {json.dumps(score)}\nsaved in {arguments.out}\n"
-        )
-    return 0
-
-
-def _kind(name: str, hint: Any) -> Any:
-    """Return what turns a flag's text into a parameter."""
-    if name in JSON:
-        return json.loads
-    if name in OBJECTS:
-        return str
-    if name == "random_state":
-        return int
-    kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None)]
-    return next((kind for kind in (bool, int, float) if kind in kinds), str)
+    if not distributed.is_main():
+        return None
+    score = {name: score["rmse"] for name, score in estimator.predictor_score_.items()}
+    data = {
+        "estimator": arguments.out,
+        "n_train": estimator.n_train_,
+        "n_val": estimator.n_val_,
+        "classes": [str(name) for name in estimator.classes_],
+        "n_labels": len(estimator.labels_),
+        "predictor": estimator.predictor_score_,
+        "spent": estimator.spent_.to_dict(),
+    }
+    text = f"{estimator.spent_}\npredictor, held-out RMSE: {json.dumps(score)}\nsaved in {arguments.out}"
+    return Report(data, text)

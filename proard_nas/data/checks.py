@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proard_nas.data.channels import to_channels
+
 CHANNEL_COUNTS = (1, 3, 4)
 ROUNDING = 1e-5  # resizing and blurring in float32 overshoot [0, 1] by this much at most
 
 
-def checked(batches: Iterable[object], what: str = "the data") -> Iterator[tuple[Tensor, Tensor]]:
+def checked(
+    batches: Iterable[object], what: str = "the data", in_chans: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Check the form of each batch, cheaply, and yield it as float32 images and int64 labels.
 
     Parameters
@@ -22,6 +26,8 @@ def checked(batches: Iterable[object], what: str = "the data") -> Iterator[tuple
         Of (images, labels).
     what : str, default='the data'
         Names the data in the errors.
+    in_chans : int, optional
+        Channels that images are converted to; see `to_channels`.
 
     Yields
     ------
@@ -45,7 +51,7 @@ def checked(batches: Iterable[object], what: str = "the data") -> Iterator[tuple
             raise ValueError(
                 f"{where} has images of shape {tuple(images.shape[1:])}, but batch 0 has {first}; allowed: one shape"
             )
-        yield images.to(torch.float32), labels.to(torch.int64)
+        yield to_channels(images.to(torch.float32), in_chans, where), labels.to(torch.int64)
     if first is None:
         raise ValueError(
             "the loader is empty: a pass over it yields no batch; allowed: a loader that yields batches on every pass"

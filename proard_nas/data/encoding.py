@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from proard_nas.data.channels import CONVERTIBLE, check_channels, to_channels
 from proard_nas.data.checks import check_image_dtype, check_image_shape, check_pixels
 
 SMALLEST_SIDE = 4
@@ -27,6 +28,9 @@ class ArrayEncoder:
     ----------
     estimator_name : str, default='ProARDEstimator'
         Named in the errors, as scikit-learn does.
+    in_chans : int, optional
+        Channels of what `transform` returns: images are converted between grey (1) and RGB (3). None keeps those
+        that the training data has.
 
     Attributes
     ----------
@@ -42,16 +46,19 @@ class ArrayEncoder:
     [0.25, 1.0, 0.0, 0.0]
     """
 
-    def __init__(self, estimator_name: str = "ProARDEstimator") -> None:
+    def __init__(self, estimator_name: str = "ProARDEstimator", in_chans: int | None = None) -> None:
         self.estimator_name = estimator_name
+        self.in_chans = in_chans
         self.image_shape: tuple[int, int, int] | None = None
         self.n_features: int | None = None
         self._scaler: Any = None
 
     @classmethod
-    def for_images(cls, image_shape: tuple[int, int, int], estimator_name: str = "ProARDEstimator") -> ArrayEncoder:
-        """Return a fitted encoder for images of the given (channels, height, width)."""
-        encoder = cls(estimator_name)
+    def for_images(
+        cls, image_shape: tuple[int, int, int], estimator_name: str = "ProARDEstimator", in_chans: int | None = None
+    ) -> ArrayEncoder:
+        """Return a fitted encoder for images of the given (channels, height, width), after conversion."""
+        encoder = cls(estimator_name, in_chans)
         channels, height, width = image_shape
         encoder.image_shape = (int(channels), int(height), int(width))
         return encoder
@@ -81,11 +88,11 @@ class ArrayEncoder:
             self.n_features = x.shape[1]
             self._scaler = _fitted_scaler(x)
             side = max(SMALLEST_SIDE, math.isqrt(x.shape[1] - 1) + 1)
-            self.image_shape = (1, side, side)
+            self.image_shape = (self._channels(1), side, side)
         else:
             self.n_features, self._scaler = None, None
             channels, height, width = _with_channels(x).shape[1:]
-            self.image_shape = (channels, height, width)
+            self.image_shape = (self._channels(channels), height, width)
         return self
 
     def transform(self, X: object) -> Tensor:
@@ -115,11 +122,12 @@ class ArrayEncoder:
             raise NotFittedError("this ArrayEncoder is not fitted yet: call fit with the training data first")
         self._check_like_fit(x)
         if self.n_features is None:
-            return _image_tensor(_with_channels(x))
+            return to_channels(_image_tensor(_with_channels(x)), self.in_chans, "X")
         table = self._scaler.transform(x.astype(np.float64, copy=False)).astype(np.float32)
-        images = np.zeros((len(x), math.prod(self.image_shape)), dtype=np.float32)
+        height, width = self.image_shape[1:]
+        images = np.zeros((len(x), height * width), dtype=np.float32)
         images[:, : self.n_features] = table
-        return torch.from_numpy(images.reshape(len(x), *self.image_shape))
+        return to_channels(torch.from_numpy(images.reshape(len(x), 1, height, width)), self.in_chans, "X")
 
     def validate(self, X: object) -> NDArray[Any]:
         """Return X as a numeric array of two to four dimensions, free of NaN and infinity, or raise as `fit` does."""
@@ -144,6 +152,7 @@ class ArrayEncoder:
         scaler = self._scaler
         return {
             "estimator_name": self.estimator_name,
+            "in_chans": self.in_chans,
             "image_shape": None if self.image_shape is None else list(self.image_shape),
             "data_min": None if scaler is None else scaler.data_min_.tolist(),
             "data_max": None if scaler is None else scaler.data_max_.tolist(),
@@ -152,11 +161,12 @@ class ArrayEncoder:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> ArrayEncoder:
         """Return the encoder that `to_dict` wrote, equal bit for bit in what it does."""
-        encoder = cls(state["estimator_name"])
+        name, in_chans = state["estimator_name"], state.get("in_chans")  # absent before there was a conversion
+        encoder = cls(name, in_chans)
         if state["data_min"] is not None:
             return encoder.fit(np.array([state["data_min"], state["data_max"]], dtype=np.float64))
         shape = state["image_shape"]
-        return encoder if shape is None else cls.for_images((shape[0], shape[1], shape[2]), state["estimator_name"])
+        return encoder if shape is None else cls.for_images((shape[0], shape[1], shape[2]), name, in_chans)
 
     def _check_like_fit(self, x: NDArray[Any]) -> None:
         if self.n_features is not None:
@@ -170,11 +180,21 @@ class ArrayEncoder:
                     f"X has {x.shape[1]} features, but {self.estimator_name} is expecting {self.n_features} features "
                     "as input"
                 )
-        elif x.ndim == 2 or _with_channels(x).shape[1:] != self.image_shape:
+        elif x.ndim == 2 or not self._takes(_with_channels(x).shape[1:]):
             raise ValueError(
                 f"X has the shape {x.shape}, but {self.estimator_name} is expecting images of shape "
                 f"{self.image_shape} (channels, height, width) as input"
             )
+
+    def _channels(self, given: int) -> int:
+        check_channels(given, self.in_chans, "X")
+        return given if self.in_chans is None else self.in_chans
+
+    def _takes(self, shape: tuple[int, ...]) -> bool:
+        """Return whether images of that shape are those of `fit`, or become so by conversion."""
+        assert self.image_shape is not None
+        converted = self.in_chans in CONVERTIBLE and shape[0] in CONVERTIBLE
+        return shape[1:] == self.image_shape[1:] and (converted or shape[0] == self.image_shape[0])
 
 
 def _fitted_scaler(x: NDArray[Any]) -> Any:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from proard_nas._errors import check_name
 from proard_nas.data.checks import CHANNEL_COUNTS
 
 
@@ -89,15 +92,42 @@ def _labels(y: NDArray[Any]) -> NDArray[Any]:
     return y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
 
 
-def image_folder(path: str | Path, size: int | tuple[int, int]) -> Dataset[tuple[Tensor, int]]:
+def image_transform(size: int | tuple[int, int] | None) -> Any:
+    """Return what turns a PIL image into a float32 tensor of shape (channels, height, width) in [0, 1].
+
+    Parameters
+    ----------
+    size : int or tuple of int or None
+        Side, or (height, width), in pixels: images are resized to cover it and cropped around their centre. None keeps
+        the size they have.
+    """
+    from torchvision.transforms import Compose, ConvertImageDtype, PILToTensor
+
+    to_float = ConvertImageDtype(torch.float32)
+    if size is None:
+        return Compose([PILToTensor(), to_float])
+    from timm.data.transforms_factory import create_transform
+
+    height, width = (size, size) if isinstance(size, int) else size
+    resize = create_transform((3, height, width), crop_pct=1.0, interpolation="bilinear", normalize=False)
+    return Compose([resize, to_float])
+
+
+def image_folder(
+    path: str | Path, size: int | tuple[int, int] | None, classes: Sequence[str] | None = None
+) -> Dataset[tuple[Tensor, int]]:
     """Return a folder of images, with one sub-folder for each class, as a dataset.
 
     Parameters
     ----------
     path : str or Path
         The folder; the names of its sub-folders, sorted, are the classes.
-    size : int or tuple of int
-        Side, or (height, width), in pixels. Images are resized to cover it and cropped around their centre.
+    size : int or tuple of int or None
+        Side, or (height, width), in pixels. Images are resized to cover it and cropped around their centre. None keeps
+        the size they have, which must be the same for all.
+    classes : sequence of str, optional
+        The classes of the training data: a label is then the place of the sub-folder's name among them, so that a
+        test folder may lack some. None numbers the sub-folders.
 
     Returns
     -------
@@ -109,17 +139,19 @@ def image_folder(path: str | Path, size: int | tuple[int, int]) -> Dataset[tuple
     ------
     FileNotFoundError
         If there is no such folder, or a class has no images.
+    ValueError
+        If a sub-folder is none of ``classes``.
     """
-    from timm.data.transforms_factory import create_transform
     from torchvision.datasets import ImageFolder
 
     if not Path(path).is_dir():
         raise FileNotFoundError(
             f"there is no folder {str(path)!r}; allowed: a folder with one sub-folder for each class"
         )
-    height, width = (size, size) if isinstance(size, int) else size
-    transform = create_transform(
-        (3, height, width), is_training=False, crop_pct=1.0, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
-    )
-    dataset: Dataset[tuple[Tensor, int]] = ImageFolder(str(path), transform=transform)
-    return dataset
+    dataset = ImageFolder(str(path), transform=image_transform(size))
+    if classes is not None:
+        known = [str(name) for name in classes]
+        for name in dataset.classes:
+            check_name(f"class (a sub-folder of {str(path)!r})", name, known)
+        dataset.target_transform = [known.index(name) for name in dataset.classes].__getitem__
+    return dataset  # type: ignore[no-any-return]

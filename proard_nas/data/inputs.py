@@ -13,11 +13,17 @@ from proard_nas.data.loaders import DatasetSource, LoaderSource, check_sample, i
 
 
 def class_names(data: Any) -> list[str] | None:
-    """Return the names in a dataset's (or a loader's dataset's) ``classes``, or None where there are none."""
+    """Return the names of a dataset's (or a loader's dataset's) classes, or None where it has none.
+
+    They are its ``classes``, as in torchvision, or its reader's ``class_to_idx``, as in timm.
+    """
     dataset = data if isinstance(data, Dataset) else getattr(data, "dataset", None)
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
+    places = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if names is None and places and sorted(places.values()) == list(range(len(places))):
+        names = sorted(places, key=places.__getitem__)
     return list(map(str, names)) if isinstance(names, (Sequence, np.ndarray)) and not isinstance(names, str) else None
 
 
@@ -45,15 +51,24 @@ def is_loader_or_dataset(data: Any) -> bool:
     return hasattr(data, "__iter__") and not is_array_like(data)
 
 
-def source_of(data: Any, batch_size: int) -> DatasetSource | LoaderSource:
-    """Return the source for a dataset or a loader; ``batch_size`` is for an iterable dataset, which needs one now."""
+def source_of(data: Any, batch_size: int, in_chans: int | None = None) -> DatasetSource | LoaderSource:
+    """Return the source for a dataset or a loader.
+
+    Parameters
+    ----------
+    data : Dataset or iterable
+    batch_size : int
+        For an iterable dataset, which needs one now.
+    in_chans : int, optional
+        Channels that images are converted to, between grey and RGB; None takes them as they are.
+    """
     if isinstance(data, IterableDataset):
-        return LoaderSource(DataLoader(data, batch_size=batch_size))
+        return LoaderSource(DataLoader(data, batch_size=batch_size), in_chans)
     if isinstance(data, Dataset):
         check_sample(data)
-        return DatasetSource(data)
+        return DatasetSource(data, in_chans=in_chans)
     if is_plain_loader(data):
         if data.collate_fn is default_collate:
             check_sample(data.dataset)
-        return DatasetSource.from_loader(data)
-    return LoaderSource(data)
+        return DatasetSource.from_loader(data, in_chans)
+    return LoaderSource(data, in_chans)

@@ -44,6 +44,8 @@ class DatasetSource:
         Has a length, and gives (image, label) pairs; random transforms draw from the seed of the pass.
     loader_settings : mapping, optional
         Arguments of `DataLoader`, of those in `LOADER_SETTINGS`. A ``batch_size`` there wins over that of `batches`.
+    in_chans : int, optional
+        Channels that images are converted to, between grey and RGB; None takes them as they are.
 
     Raises
     ------
@@ -51,23 +53,28 @@ class DatasetSource:
         If a setting is none of these.
     """
 
-    def __init__(self, dataset: Dataset[Any], loader_settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], loader_settings: Mapping[str, Any] | None = None, in_chans: int | None = None
+    ) -> None:
         self.dataset = dataset
+        self.in_chans = in_chans
         self.loader_settings = dict(loader_settings or {})
         unknown = sorted(set(self.loader_settings) - set(LOADER_SETTINGS))
         if unknown:
             raise ValueError(f"unknown loader settings {unknown}; allowed: {', '.join(LOADER_SETTINGS)}")
 
     @classmethod
-    def from_loader(cls, loader: DataLoader[Any]) -> DatasetSource:
+    def from_loader(cls, loader: DataLoader[Any], in_chans: int | None = None) -> DatasetSource:
         """Take a plain loader's dataset and settings, but for ``drop_last``: whoever makes a pass decides that.
 
         Parameters
         ----------
         loader : DataLoader
             One that `is_plain_loader` accepts; its own sampler and generator are left alone.
+        in_chans : int, optional
+            As for the constructor.
         """
-        return cls(loader.dataset, {name: getattr(loader, name) for name in LOADER_SETTINGS})
+        return cls(loader.dataset, {name: getattr(loader, name) for name in LOADER_SETTINGS}, in_chans)
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -75,7 +82,7 @@ class DatasetSource:
     def take(self, indices: Indices) -> DatasetSource:
         """Return the part of the dataset at ``indices``, in that order."""
         rows = torch.as_tensor(indices, dtype=torch.int64).tolist()
-        return DatasetSource(Subset(self.dataset, rows), self.loader_settings)
+        return DatasetSource(Subset(self.dataset, rows), self.loader_settings, self.in_chans)
 
     def head(self, n: int, *, seed: int | None = None) -> ArraySource:
         """Load the first ``n`` images, or ``n`` drawn by the seed, into memory."""
@@ -123,7 +130,7 @@ class DatasetSource:
             loader = DataLoader(self.dataset, batch_sampler=sampler, generator=generator, **rest)
         else:
             loader = DataLoader(self.dataset, shuffle=seed is not None, generator=generator, **settings)
-        yield from checked(seeded_pass(_explain_collation(loader), seed or 0))
+        yield from checked(seeded_pass(_explain_collation(loader), seed or 0), in_chans=self.in_chans)
 
     def _batch_size(self, batch_size: int) -> int:
         size = self.loader_settings.get("batch_size") or batch_size
@@ -158,6 +165,8 @@ class LoaderSource:
     ----------
     loader : iterable
         Yields (images, labels) on every pass, such as a DataLoader, timm's PrefetchLoader or a list of batches.
+    in_chans : int, optional
+        Channels that images are converted to, between grey and RGB; None takes them as they are.
 
     Raises
     ------
@@ -167,7 +176,7 @@ class LoaderSource:
         If it does not iterate.
     """
 
-    def __init__(self, loader: object) -> None:
+    def __init__(self, loader: object, in_chans: int | None = None) -> None:
         if isinstance(loader, Iterator):
             raise ValueError(
                 f"the loader is a {type(loader).__name__}, which can be iterated only once, and training passes over "
@@ -179,6 +188,7 @@ class LoaderSource:
                 "(images, labels)"
             )
         self.loader: Iterable[Any] = loader
+        self.in_chans = in_chans
         self._sizes: list[int] | None = None
 
     def __len__(self) -> int:
@@ -218,7 +228,7 @@ class LoaderSource:
             set_epoch(seed or 0)
         sizes: list[int] = []
         held: Batch | None = None
-        for batch in checked(seeded_pass(_explain_collation(self.loader), seed or 0)):
+        for batch in checked(seeded_pass(_explain_collation(self.loader), seed or 0), in_chans=self.in_chans):
             if held is not None:
                 yield held
                 held = None

@@ -88,6 +88,7 @@ def prepare(
     batch_size: int = 128,
     seed: int = 0,
     estimator_name: str = "ProARDEstimator",
+    in_chans: int | None = None,
 ) -> PreparedData:
     """Check all data in one pass and split a validation part off where none is given.
 
@@ -112,6 +113,9 @@ def prepare(
         Decides the split.
     estimator_name : str, default='ProARDEstimator'
         Named in the errors, as scikit-learn does.
+    in_chans : int, optional
+        Channels that the network takes: images are converted between grey (1) and RGB (3), see `to_channels`. None
+        keeps those that the data has.
 
     Returns
     -------
@@ -127,7 +131,7 @@ def prepare(
     """
     if num_classes is not None and num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; allowed: at least 2 classes")
-    request = _Request(val_data, val_fraction, num_classes, batch_size, seed, estimator_name)
+    request = _Request(val_data, val_fraction, num_classes, batch_size, seed, estimator_name, in_chans)
     if y is None and is_pair_of_arrays(data):
         data, y = data
     if y is not None and is_loader_or_dataset(data):
@@ -147,12 +151,13 @@ class _Request:
     batch_size: int
     seed: int
     estimator_name: str
+    in_chans: int | None
 
 
 def _prepare_arrays(x: Any, y: Any, request: _Request) -> PreparedData:
     from sklearn.utils import check_consistent_length
 
-    encoder = ArrayEncoder(request.estimator_name)
+    encoder = ArrayEncoder(request.estimator_name, request.in_chans)
     x = encoder.validate(x)
     codes, classes = encode_labels(y, request.num_classes, request.estimator_name)
     check_consistent_length(x, codes)
@@ -173,13 +178,13 @@ def _prepare_arrays(x: Any, y: Any, request: _Request) -> PreparedData:
 
 
 def _prepare_loaded(data: Any, request: _Request) -> PreparedData:
-    source = source_of(data, request.batch_size)
+    source = source_of(data, request.batch_size, request.in_chans)
     if request.val_data is None and isinstance(source, LoaderSource):
         _refuse_to_split(source, data)
     found = scan(source, batch_size=request.batch_size, num_classes=request.num_classes)
     check_several_classes(np.unique(found.labels).tolist())
     classes = _classes_of(data, found, request.num_classes)
-    encoder = ArrayEncoder.for_images(found.image_shape, request.estimator_name)
+    encoder = ArrayEncoder.for_images(found.image_shape, request.estimator_name, request.in_chans)
     kind: Kind = "dataset" if isinstance(source, DatasetSource) else "loader"
     if request.val_data is not None or isinstance(source, LoaderSource):
         val = _given_validation(encoder, np.arange(len(classes)), request)
@@ -218,7 +223,7 @@ def _given_validation(encoder: ArrayEncoder, classes: NDArray[Any], request: _Re
     if is_array_like(request.val_data):
         raise ValueError("val_data is an array without labels; allowed: a tuple (X, y), a Dataset or a loader")
     if not is_pair_of_arrays(request.val_data):
-        return source_of(request.val_data, request.batch_size)
+        return source_of(request.val_data, request.batch_size, request.in_chans)
     from sklearn.utils import check_consistent_length
 
     x = encoder.transform(request.val_data[0])

@@ -43,7 +43,7 @@ def labelled_source(X: Any, y: Any, encoder: ArrayEncoder, classes: NDArray[Any]
     if y is None or is_loader_or_dataset(X):
         if y is not None:
             raise ValueError(f"y was given together with a {type(X).__name__}, which yields labels itself")
-        source = source_of(X, batch_size)
+        source = source_of(X, batch_size, encoder.in_chans)
         scan(source, batch_size=batch_size, num_classes=len(classes), image_shape=encoder.image_shape, name="given")
         return source
     images, codes = encoder.transform(X), encode_known_labels(y, classes, encoder.estimator_name)
@@ -56,5 +56,5 @@ def image_batches(X: Any, encoder: ArrayEncoder, batch_size: int) -> Iterator[Te
         images = encoder.transform(X)
         yield from (images[i : i + batch_size] for i in range(0, len(images), batch_size))
     else:
-        for images, _ in source_of(X, batch_size).batches(batch_size):
+        for images, _ in source_of(X, batch_size, encoder.in_chans).batches(batch_size):
             yield images

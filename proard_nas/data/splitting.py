@@ -13,8 +13,10 @@ logger = logging.getLogger(__name__)
 def split_indices(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw the validation part, stratified by class.
 
-    A class of one image stays in the training part. Where there are too few images to give each class its share, the
-    draw is not stratified, but still leaves at least one image of each class for training where that is possible.
+    A class of two images or more has at least one in each part, however rare it is; a class of one image stays in
+    the training part, so it is trained on and never judged. Where there are too few images to give each class its
+    share, the draw is not stratified, but still leaves at least one image of each class for training where that is
+    possible.
 
     Parameters
     ----------
@@ -52,8 +54,24 @@ def split_indices(labels: NDArray[np.int64], fraction: float, seed: int) -> tupl
     if len(pool) == n_val:
         val = pool
     else:
-        val = train_test_split(pool, test_size=n_val, random_state=seed % 2**32, stratify=stratify)[1]
+        train, val = train_test_split(pool, test_size=n_val, random_state=seed % 2**32, stratify=stratify)
+        if stratify is not None:
+            val, train = _with_every_class(np.sort(val), np.sort(train), labels)
+            _, val = _with_every_class(train, val, labels)
     return np.setdiff1d(np.arange(n), val), np.sort(val)
+
+
+def _with_every_class(
+    part: NDArray[np.int64], other: NDArray[np.int64], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Swap images of the part's largest class for one of each class that only ``other`` has; no size changes."""
+    for label in np.setdiff1d(labels[other], labels[part]):
+        given = other[labels[other] == label][0]
+        largest = np.bincount(labels[part]).argmax()
+        taken = part[labels[part] == largest][0]
+        part = np.append(part[part != taken], given)
+        other = np.append(other[other != given], taken)
+    return part, other
 
 
 def _spare(labels: NDArray[np.int64], n_val: int, seed: int) -> NDArray[np.int64]:

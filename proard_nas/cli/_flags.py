@@ -1,0 +1,109 @@
+"""Flags made from a function's signature and docstring, so that a name has one home."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+Kind = Callable[[str], Any]
+
+
+def number(text: str) -> float:
+    """Return a number, or a fraction such as ``8/255``."""
+    above, _, below = text.partition("/")
+    return float(above) / float(below or 1)
+
+
+def json_value(text: str) -> Any:
+    """Return the value of a text in JSON."""
+    return json.loads(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Return (height, width) of ``32`` or ``32x48``."""
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+_METAVARS: dict[Kind, str] = {number: "X", int: "N", json_value: "JSON"}
+
+
+def add_parameters(
+    parser: argparse._ActionsContainer,
+    function: Callable[..., Any],
+    *,
+    skip: Collection[str] = (),
+    kinds: Mapping[str, Kind] | None = None,
+) -> None:
+    """Add a flag for each parameter of a function or class, with its default and its docstring's first sentence.
+
+    Parameters
+    ----------
+    parser : parser or group
+    function : callable
+        Its docstring is numpy-style.
+    skip : collection of str
+        Parameters that get no flag.
+    kinds : mapping of str to callable, optional
+        What turns a flag's text into the parameter, where the annotation does not say.
+    """
+    texts = parameter_texts(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in skip:
+            continue
+        flag, default = "--" + name.replace("_", "-"), parameter.default
+        text = f"{texts.get(name, '')} (default: {_shown(default)})".strip().replace("%", "%%")
+        annotation = str(parameter.annotation)
+        if "bool" in annotation:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        elif annotation.startswith("Sequence[str]"):
+            parser.add_argument(flag, nargs="+", default=list(default), metavar="NAME", help=text)
+        else:
+            kind = (kinds or {}).get(name) or _kind(annotation)
+            parser.add_argument(flag, type=kind, default=default, metavar=_METAVARS.get(kind, "TEXT"), help=text)
+
+
+def given(arguments: argparse.Namespace, function: Callable[..., Any], skip: Collection[str] = ()) -> dict[str, Any]:
+    """Return the values of the flags that `add_parameters` made, as keyword arguments."""
+    return {name: getattr(arguments, name) for name in inspect.signature(function).parameters if name not in skip}
+
+
+def parameter_texts(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the first sentence that a numpy-style docstring has on each parameter."""
+    lines = (inspect.getdoc(function) or "").splitlines()
+    if "Parameters" not in lines:
+        return {}
+    found: dict[str, list[str]] = {}
+    names: list[str] = []
+    for line in lines[lines.index("Parameters") + 2 :]:
+        if line.startswith("---"):  # below the next section's title, which looked like a name
+            del found[names[0]]
+            break
+        if re.match(r"\w+(, \w+)*( : |$)", line):
+            names = line.partition(" : ")[0].split(", ")
+            found.update({name: [] for name in names})
+        elif line.strip():
+            for name in names:
+                found[name].append(line.strip())
+    return {name: _first_sentence(" ".join(text)) for name, text in found.items()}
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.;])\s", text.replace("`", ""), maxsplit=1)[0].rstrip(".;")
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, float):
+        return f"{default:.6g}"
+    if isinstance(default, (list, tuple)):
+        return " ".join(map(str, default)) or "none"
+    return "none" if default is None else str(default)
+
+
+def _kind(annotation: str) -> Kind:
+    names = re.findall(r"\w+", annotation)
+    return next((kind for name, kind in (("float", number), ("int", int)) if name in names), str)

@@ -1,0 +1,97 @@
+"""Which network a command works on: a saved student, or one of an estimator's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from proard_nas import Architecture, ProARDEstimator
+    from proard_nas.data import Source
+    from proard_nas.search import Candidate
+    from proard_nas.supernets import StudentNet
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that pick one of an estimator's students."""
+    group = parser.add_argument_group("which student")
+    group.add_argument("--result", metavar="FILE", help="what search --out wrote; its best student, or that of -i")
+    group.add_argument("-i", "--index", type=int, metavar="I", help="place on the result's front, from 0")
+    group.add_argument("--arch", metavar="JSON|FILE", help="an architecture in JSON (default: the largest student)")
+
+
+def chosen(arguments: argparse.Namespace) -> tuple[Architecture | None, Candidate | None]:
+    """Return the architecture that the flags pick (None: the largest), and its candidate where it comes from a result.
+
+    Raises
+    ------
+    ValueError
+        If flags contradict each other.
+    IndexError
+        If the front has no such place.
+    """
+    from proard_nas import Architecture, SearchResult
+
+    if arguments.result is not None and arguments.arch is not None:
+        raise ValueError("--result and --arch were both given; allowed: one of them")
+    if arguments.index is not None and arguments.result is None:
+        raise ValueError("-i was given without --result, whose front it counts")
+    if arguments.result is not None:
+        result = SearchResult.load(arguments.result)
+        if arguments.index is None:
+            return result.best.architecture, result.best
+        if not -len(result) <= arguments.index < len(result):
+            raise IndexError(f"the front has {len(result)} students, numbered from 0; got {arguments.index}")
+        candidate = result.front[arguments.index]
+        return candidate.architecture, candidate
+    if arguments.arch is None:
+        return None, None
+    text = arguments.arch if arguments.arch.lstrip().startswith("{") else Path(arguments.arch).read_text()
+    found = json.loads(text)
+    return Architecture.from_dict(found.get("architecture", found)), None  # a student's proard.json holds it, too
+
+
+def load_student_folder(folder: str, device: str = "auto") -> StudentNet:
+    """Return the student saved in a folder, in eval mode."""
+    import torch
+
+    from proard_nas.deploy import load_student
+
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return load_student(folder).to(name).eval()
+
+
+def class_names(student: StudentNet) -> list[str]:
+    """Return the names of a student's classes; their numbers where it has none."""
+    return student.pretrained_cfg.get("label_names") or [str(c) for c in range(student.num_classes)]
+
+
+def image_shape(student: StudentNet) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images that a student was trained on."""
+    channels, height, width = student.pretrained_cfg["input_size"]
+    return channels, height, width
+
+
+def student_source(student: StudentNet, X: Any, y: Any) -> Source:
+    """Return data as a source for a saved student: channels as it takes them, labels as its classes are named."""
+    from proard_nas.data import ArrayEncoder, labelled_source
+
+    shape, classes = image_shape(student), np.array(class_names(student))
+    if y is not None and np.ndim(X) == 2:
+        raise ValueError(
+            "the data is a table, which only the estimator can turn into images; give --estimator FOLDER and --arch "
+            "FOLDER/proard.json in place of the student's folder"
+        )
+    encoder = ArrayEncoder.for_images(shape, "the student", shape[0])
+    return labelled_source(X, None if y is None else np.asarray(y).astype(str), encoder, classes, 256)
+
+
+def load_estimator(folder: str) -> ProARDEstimator:
+    """Return the estimator saved in a folder."""
+    from proard_nas import ProARDEstimator
+
+    return ProARDEstimator.load(folder)

@@ -1,0 +1,90 @@
+"""Search the students that are most accurate and most robust under constraints on their cost.
+
+--max-flops is in MMACs, millions of multiply-accumulates for one image. --verify measures the best on the validation
+part of fit's data, which --data names.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ._data import add_data, validation_data
+from ._flags import add_parameters, given, json_value
+from ._report import Report
+from ._students import load_estimator
+
+if TYPE_CHECKING:
+    from proard_nas import Architecture, ProARDEstimator, SearchResult
+
+HELP = "search students under constraints on their cost"
+EXAMPLES = """\
+  proard-nas search --estimator robust --max-flops 20 --max-params 500000 --out front.json
+  proard-nas search --estimator robust --max-flops 20 --verify 5 --data photos.npz --extract student
+  proard-nas search --estimator robust --max-latency-ms 5 --latency-table phone.json --objectives robust_accuracy macs
+  proard-nas search --estimator robust --max-flops 20 --json
+"""
+FROM_ESTIMATOR = ("space", "predict", "cost", "latency")  # and not from flags of their own
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags, one for each argument of the search."""
+    from proard_nas.search import search
+
+    parser.add_argument("--estimator", required=True, metavar="FOLDER", help="a fitted estimator")
+    parser.add_argument("--latency-table", metavar="FILE", help="what the command latency-table wrote")
+    parser.add_argument("--verify", type=int, default=0, metavar="K", help="measure the K best students")
+    parser.add_argument("--out", metavar="FILE", help="file for the result, in JSON")
+    parser.add_argument("--extract", metavar="FOLDER", help="folder for the best student")
+    add_data(parser, "with --verify: the data of fit, of which the held-out part is used again", validation=True)
+    group = parser.add_argument_group("arguments of the search")
+    add_parameters(group, search, skip=FROM_ESTIMATOR, kinds={"warm_start": json_value})
+
+
+def run(arguments: argparse.Namespace) -> Report:
+    """Run the command."""
+    from proard_nas import Architecture
+    from proard_nas.search import search
+
+    estimator = load_estimator(arguments.estimator)
+    wanted = given(arguments, search, skip=FROM_ESTIMATOR)
+    if wanted["warm_start"]:
+        wanted["warm_start"] = [Architecture.from_dict(arch) for arch in wanted["warm_start"]]
+    for name in ("seed", "warm_start"):  # the estimator has defaults of its own
+        if not wanted[name] and wanted[name] != 0:
+            del wanted[name]
+    if arguments.latency_table is not None:
+        from proard_nas.deploy import LatencyTable
+
+        wanted["latency"] = LatencyTable.load(arguments.latency_table, estimator.supernet_)
+    data = validation_data(arguments, estimator) if arguments.verify else None
+    result = estimator.search(**wanted)
+    if data is not None:
+        result = verified(estimator, result, arguments.verify, *data)
+    if arguments.out is not None:
+        result.save(arguments.out)
+    text = str(result)
+    if arguments.extract is not None:
+        from .extract import save
+
+        save(estimator, result.best.architecture, result.best, arguments.extract)
+        text += f"\nthe best student is in {arguments.extract}"
+    return Report({**result.to_dict(), "best": result.front.index(result.best)}, text)
+
+
+def verified(estimator: ProARDEstimator, result: SearchResult, k: int, X: Any, y: Any) -> SearchResult:
+    """Return the result with figures of its k best students, measured on validation data."""
+    ranked = sorted(result.front, key=lambda candidate: candidate.mean_accuracy, reverse=True)
+    measured: dict[Architecture, dict[str, float | int | str]] = {}
+    for candidate in ranked[:k]:
+        student = estimator.extract(candidate.architecture)
+        natural = estimator.evaluate(X, y, student=student, attack="natural")
+        robust = estimator.evaluate(X, y, student=student, attack="pgd")
+        measured[candidate.architecture] = {
+            "natural_accuracy": natural.accuracy,
+            "robust_accuracy": robust.accuracy,
+            "attack": robust.attack,
+            "eps": estimator.eps,
+            "n_images": robust.n_images,
+        }
+    return result.with_measured(measured)

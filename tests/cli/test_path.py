@@ -1,0 +1,212 @@
+"""From fit to evaluate on the command line: each command does what the Python API does."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+
+from proard_nas import Architecture, ProARDEstimator, SearchResult, cli
+from proard_nas._labelling import checksum
+from proard_nas.cli import main
+from proard_nas.cli._data import validation_data
+from proard_nas.search import search
+
+SEARCH = ["--max-flops", "1.5", "--n-generations", "4", "--population-size", "20", "--no-progress"]
+
+
+@pytest.fixture(scope="module")
+def estimator(fitted):
+    return ProARDEstimator.load(fitted)
+
+
+@pytest.fixture(scope="module")
+def front(fitted, tmp_path_factory):
+    """Give the files of a search's result and of its best student."""
+    folder = tmp_path_factory.mktemp("front")
+    argv = ["search", "--estimator", fitted, *SEARCH, "--out", folder / "front.json", "--extract", folder / "student"]
+    assert main(list(map(str, argv))) == 0
+    return folder
+
+
+def test_fit_reads_the_training_part_and_keeps_the_names_of_the_classes(estimator):
+    assert estimator.classes_.tolist() == ["four", "nought"]
+    assert (estimator.n_train_, estimator.n_val_) == (117, 13)
+    assert (estimator.in_chans_, estimator.image_size_) == (3, (9, 9))
+
+
+def test_search_finds_the_front_of_the_python_api(estimator, fitted, front, call, capsys):
+    result = estimator.search(max_flops=1.5, n_generations=4, population_size=20, progress=False)
+    expected = result.to_dict()
+    assert SearchResult.load(front / "front.json").to_dict() == expected
+    assert call("search", "--estimator", fitted, *SEARCH)["front"] == expected["front"]
+    assert all(candidate.mmacs <= 1.5 for candidate in result.front)
+    assert main(["search", "--estimator", str(fitted), *SEARCH]) == 0
+    assert capsys.readouterr().out == f"{result}\n"
+
+
+def test_every_argument_of_the_search_has_a_flag_that_reaches_it(fitted, monkeypatch, estimator, tmp_path):
+    seen = {}
+
+    def spy(self, **arguments):
+        seen.update(arguments)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(ProARDEstimator, "search", spy)
+    arch = estimator.supernet_.space.smallest
+    given = {"max_flops": 3.0, "min_flops": 1.0, "max_params": 5e5, "max_latency_ms": 4.0, "min_natural_accuracy": 0.1,
+             "min_robust_accuracy": 0.2, "population_size": 30, "n_generations": 7, "mutation_prob": 0.3, "seed": 0,
+             "storage": "study.log", "study_name": "mine"}  # fmt: skip
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    flags += ["--objectives", "macs", "robust_accuracy", "--no-progress", "--warm-start", json.dumps([arch.to_dict()])]
+    assert main(["search", "--estimator", str(fitted), *flags]) == 1
+    expected = {**given, "objectives": ["macs", "robust_accuracy"], "progress": False, "warm_start": [arch]}
+    assert seen == expected
+    assert set(inspect.signature(search).parameters) - set(seen) == {"space", "predict", "cost", "latency"}
+
+
+def test_a_search_that_nothing_meets_fails_with_the_smallest_cost(fitted, fails, estimator):
+    net = estimator.supernet_
+    smallest = f"{net.cost(net.space.smallest, 9).mmacs:.4g}"
+    message = fails("search", "--estimator", fitted, "--max-flops", "0.001")
+    assert f"below the smallest student's {smallest}" in message
+
+
+def test_verify_measures_on_the_very_images_that_fit_held_out(estimator, fitted, photos, call):
+    found = call("search", "--estimator", fitted, *SEARCH, "--verify", "1", "--data", photos)
+    (measured,) = [row for row in found["front"] if row["measured"]]
+    assert found["front"].index(measured) == found["best"]
+    assert (measured["measured"]["n_images"], measured["measured"]["attack"]) == (13, "PGD-2")
+    arguments = cli.argparse.Namespace(
+        data=str(photos), val_data=None, val_split=None, image_size=None, root=None, download=False, split=None
+    )
+    x, y = validation_data(arguments, estimator)
+    assert checksum(estimator.encoder_source(x, y)) == estimator.labels_.settings["images_checksum"]
+    student = estimator.extract(Architecture.from_dict(measured["architecture"]))
+    images, labels = torch.stack([image for image, _ in x]), torch.tensor([label for _, label in x])
+    right = (student(images).argmax(1) == labels).float().mean().item()
+    assert measured["measured"]["natural_accuracy"] == pytest.approx(right)
+
+
+def test_verify_needs_data_and_refuses_other_data(fitted, photos, fails, tmp_path):
+    argv = ["search", "--estimator", fitted, *SEARCH, "--verify", "1"]
+    assert "give --data (that of fit) or --val-data" in fails(*argv)
+    assert "holds out 7 validation images" in fails(*argv, "--data", photos / "test")
+
+
+def test_label_adds_students_and_saves_the_estimator(fitted, photos, tmp_path, call):
+    shutil.copytree(fitted, tmp_path / "est")
+    argv = ["label", "--estimator", tmp_path / "est", "--data", photos, "--n-labels", "14"]
+    assert call(*argv, "--record", tmp_path / "labels.jsonl")["n_labels"] == 14
+    before, after = ProARDEstimator.load(fitted).labels_, ProARDEstimator.load(tmp_path / "est").labels_
+    assert after.students[:12] == before.students
+    assert len(set(after.architectures)) == 14
+    assert (tmp_path / "labels.jsonl").stat().st_size > 0
+
+
+def test_labels_on_other_images_are_not_mixed(fitted, photos, fails):
+    argv = ["label", "--estimator", fitted, "--val-data", photos / "test", "--n-labels", "14"]
+    assert "cannot be mixed" in fails(*argv)
+
+
+def test_extract_saves_the_chosen_student_for_timm(estimator, fitted, front, tmp_path, call):
+    result = SearchResult.load(front / "front.json")
+    for pick, arch in (
+        (["--result", front / "front.json"], result.best.architecture),
+        (["--result", front / "front.json", "-i", "0"], result.front[0].architecture),
+        (["--arch", json.dumps(result.front[0].architecture.to_dict())], result.front[0].architecture),
+        (["--arch", front / "student" / "proard.json"], result.best.architecture),
+        ([], estimator.supernet_.space.largest),
+    ):
+        facts = call("extract", "--estimator", fitted, *pick, "--out", tmp_path / "student")
+        student = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval()
+        assert student.arch == arch
+        assert facts["params"] == sum(p.numel() for p in student.parameters())
+        assert list(student.pretrained_cfg["label_names"]) == ["four", "nought"]
+        images = torch.rand(3, 3, 9, 9)
+        assert torch.equal(student(images), estimator.extract(arch)(images))
+
+
+def test_a_student_that_is_not_there_or_named_twice_is_refused(fitted, front, fails, tmp_path):
+    argv = ["extract", "--estimator", fitted, "--out", tmp_path / "student"]
+    assert "students, numbered from 0; got 99" in fails(*argv, "--result", front / "front.json", "-i", "99")
+    assert "allowed: one of them" in fails(*argv, "--result", front / "front.json", "--arch", "{}")
+    assert "-i was given without --result" in fails(*argv, "-i", "0")
+    assert not (tmp_path / "student").exists()
+
+
+def by_hand(student, folder, classes):
+    """Return the share of a test folder's images that a student classifies rightly."""
+    right = []
+    for path in sorted(Path(folder).glob("*/*.png")):
+        logits = student(to_tensor(Image.open(path).convert("RGB"))[None])
+        right.append(classes[int(logits.argmax())] == path.parent.name)
+    return np.mean(right)
+
+
+def test_evaluate_measures_a_saved_student_on_the_test_part_alone(front, photos, tmp_path, call):
+    shutil.copytree(photos / "test", tmp_path / "data" / "test")
+    found = call("evaluate", front / "student", "--data", tmp_path / "data", "--attack", "natural", "pgd",
+                 "--eps", "4/255", "--steps", "3")  # fmt: skip
+    student = timm.create_model(f"local-dir:{front / 'student'}", pretrained=True).eval()
+    natural, pgd = found["results"]
+    assert natural["accuracy"] == pytest.approx(by_hand(student, photos / "test", ["four", "nought"]))
+    assert (natural["n_images"], pgd["attack"], pgd["eps"]) == (70, "PGD-3", 4 / 255)
+    assert pgd["step_size"] == 1 / 255
+    assert pgd["accuracy"] <= natural["accuracy"]
+
+
+def test_a_test_folder_that_lacks_a_class_is_judged_by_names(front, photos, tmp_path, call):
+    shutil.copytree(photos / "test" / "nought", tmp_path / "noughts" / "nought")
+    found = call("evaluate", front / "student", "--data", tmp_path / "noughts", "--attack", "natural")
+    student = timm.create_model(f"local-dir:{front / 'student'}", pretrained=True).eval()
+    expected = by_hand(student, tmp_path / "noughts", ["four", "nought"])
+    assert found["results"][0]["accuracy"] == pytest.approx(expected)
+    assert expected > 0.5  # by numbers, all would be fours
+
+
+def test_evaluate_takes_archives_with_names_or_grey_images_and_an_estimators_students(fitted, front, tmp_path, call):
+    x = np.random.default_rng(0).random((8, 1, 9, 9), dtype=np.float32)
+    y = np.array(["nought", "four"] * 4)
+    np.savez(tmp_path / "a.npz", x_train=x[:1], y_train=y[:1], x_test=x, y_test=y)
+    attack = ["--data", tmp_path / "a.npz", "--attack", "natural"]
+    student = timm.create_model(f"local-dir:{front / 'student'}", pretrained=True).eval()
+    guessed = np.array(["four", "nought"])[student(torch.from_numpy(x).expand(-1, 3, -1, -1)).argmax(1)]
+    found = call("evaluate", front / "student", *attack)["results"][0]
+    assert found["accuracy"] == pytest.approx(np.mean(guessed == y))
+    np.savez(tmp_path / "a.npz", x_train=x[:1], y_train=y[:1], x_test=x.repeat(3, 1), y_test=y)
+    ours = call("evaluate", "--estimator", fitted, "--result", front / "front.json", *attack)["results"][0]
+    assert ours["accuracy"] == found["accuracy"]
+
+
+def test_evaluate_shows_a_table_and_signs_of_masked_gradients(front, photos, capsys):
+    argv = ["evaluate", front / "student", "--data", photos, "--attack", "natural", "fgsm", "--max-images", "20"]
+    assert main([*map(str, argv), "--check-masking"]) == 0
+    text = capsys.readouterr().out
+    assert "accuracy %" in text and "FGSM" in text and "masked gradients" in text
+
+
+def test_evaluate_says_what_is_missing(fitted, front, photos, fails, tmp_path):
+    assert "give either the folder of a saved student or --estimator" in fails("evaluate", "--data", photos)
+    argv = ["evaluate", front / "student", "--data"]
+    assert "pick a student of --estimator" in fails(*argv, photos, "--arch", "{}")
+    assert "has a part 'train' but no part 'test'" in fails(
+        *argv, copied(photos / "train", tmp_path / "half" / "train")
+    )
+    assert "unknown class" in fails(*argv, copied(photos / "test" / "four", tmp_path / "fives" / "five"))
+    assert "is not a saved student" in fails("evaluate", fitted, "--data", photos)
+    np.savez(tmp_path / "t.npz", x_train=np.zeros((2, 4)), y_train=[0, 1], x_test=np.zeros((2, 4)), y_test=[0, 1])
+    assert "the data is a table" in fails(*argv, tmp_path / "t.npz")
+
+
+def copied(source, target):
+    shutil.copytree(source, target)
+    return target.parent
