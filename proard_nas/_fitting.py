@@ -17,12 +17,11 @@ import torch
 from sklearn.utils import check_random_state
 from torch import nn
 
-from . import distributed, supernets
+from . import _labelling, distributed, supernets
 from ._errors import check_name, unknown_name
 from ._random import derive_seed
 from .attacks import seeded
-from .data import ArraySource, PreparedData, Source, prepare
-from .evaluation import label_students
+from .data import PreparedData, prepare
 from .supernets import Supernet
 from .training import (
     PRECISIONS,
@@ -33,7 +32,6 @@ from .training import (
     Trainer,
     TrainSettings,
     Validation,
-    labelling_macs,
     make_loss,
     make_schedule,
     plan_training,
@@ -46,8 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
-LEAST_LABELS = 12  # ten to fit the predictor and two to judge it
-FREE_TO_CHANGE = ("device", "progress", "log_dir", "checkpoint_seconds", "random_state")  # between a run and its resume
+# Between a run and its resume.
+FREE_TO_CHANGE = ("device", "progress", "log_dir", "checkpoint_seconds", "random_state", "n_jobs")
 
 Folder = str | os.PathLike[str] | None
 
@@ -74,15 +72,14 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
     )
     supernet = _build_supernet(estimator, data, seed)
     stages = stages_of(estimator, supernet)
-    if estimator.n_labels > supernet.space.size:
-        raise ValueError(f"n_labels={estimator.n_labels} is more than the {supernet.space.size} students there are")
+    _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
     teacher = _teacher(estimator, data)
     _describe(estimator, data, seed)
     store = _open_store(folder, _settings(estimator, data, teacher, seed)) if folder else None
     head = data.train.head(estimator.n_calibration, seed=derive_seed(seed, "calibration"))
     estimator.calibration_images_ = head.x
     _train(estimator, supernet, stages, data, teacher, store)
-    _label(estimator, supernet, data.val, folder)
+    _labelling.label_first(estimator, data.val, None if folder is None else folder / "labels.jsonl")
 
 
 # -- before training --------------------------------------------------------------------------
@@ -102,9 +99,9 @@ def check_parameters(estimator: ProARDEstimator) -> None:
     make_loss(estimator.teacher_loss)
     if not (estimator.teacher is None or isinstance(estimator.teacher, (str, nn.Module))):
         raise ValueError(f"teacher must be a module, a timm model's name or None, got {estimator.teacher!r}")
-    for name, lowest in (("n_labels", LEAST_LABELS), ("n_calibration", 1), ("n_watch", 0)):
-        if not isinstance(getattr(estimator, name), (int, np.integer)) or getattr(estimator, name) < lowest:
-            raise ValueError(f"{name} must be an integer of at least {lowest}, got {getattr(estimator, name)!r}")
+    for name, lowest in (("n_labels", _labelling.LEAST_LABELS), ("n_calibration", 1), ("n_watch", 0)):
+        _labelling.check_integer(name, getattr(estimator, name), lowest)
+    _labelling.check_parameters(estimator)
     stages_of(estimator, _make_model(estimator))
     if estimator.log_dir is not None:
         TensorBoardWriter(estimator.log_dir)  # so that a missing package is noticed now
@@ -246,7 +243,7 @@ def _open_store(folder: Path, settings: dict[str, Any]) -> CheckpointStore:
     return CheckpointStore(folder, settings)
 
 
-# -- training and labelling -------------------------------------------------------------------
+# -- training ---------------------------------------------------------------------------------
 
 
 def _train(
@@ -264,7 +261,7 @@ def _train(
     with _EpochReports(estimator, sum(stage.epochs for stage in stages)) as on_epoch:
         trainer = Trainer(
             supernet,
-            _on_device(data.train, estimator.device_),
+            _labelling.on_device(data.train, estimator.device_),
             estimator.calibration_images_,
             _train_settings(estimator, derive_seed(estimator.seed_, "training")),
             on_epoch,
@@ -272,7 +269,7 @@ def _train(
             teacher=teacher,
             store=store,
         )
-        labels = _labelling_macs(estimator, supernet)
+        labels = _labelling.expected_macs(estimator, supernet, estimator.n_labels, estimator.n_val_)
         wanted = trainer.settings.precision if trainer.restore(stages) else estimator.precision
         precision, estimator.cost_ = plan_training(trainer, stages, wanted, labels)
         estimator.precision_ = distributed.from_main(precision)
@@ -284,45 +281,6 @@ def _train(
         where = "" if store is None else f"; fit with checkpoint_dir={str(store.folder)!r} goes on from there"
         logger.warning("training was interrupted; the estimator holds the network as it is%s", where)
         raise_for(trainer.interrupted)
-
-
-def _labelling_macs(estimator: ProARDEstimator, supernet: Supernet) -> float:
-    sample = [supernet.cost(supernet.space.sample(i), estimator.image_size_).macs for i in range(20)]
-    n_calibration = len(estimator.calibration_images_)
-    return labelling_macs(
-        estimator.n_labels, estimator.n_val_, n_calibration, estimator.eval_steps, float(np.mean(sample))
-    )
-
-
-def _label(estimator: ProARDEstimator, supernet: Supernet, val: Source, folder: Path | None) -> None:
-    """Measure students and fit the predictor."""
-    from .search import AccuracyPredictor
-
-    seed = derive_seed(estimator.seed_, "labels")
-    estimator._val = _on_device(val, estimator.device_)
-    architectures = supernet.space.sample_distinct(estimator.n_labels, seed)
-    with estimator.spent_.measure("labelling", estimator.device_) as spent:
-        estimator.labels_ = label_students(
-            supernet,
-            architectures,
-            estimator._val,
-            estimator.calibration_images_,
-            attack=estimator._attack("pgd"),
-            seed=seed,
-            record=None if folder is None else folder / "labels.jsonl",
-            progress=estimator.progress,
-        )
-        spent.add(macs=_labelling_macs(estimator, supernet), images=len(estimator.labels_) * estimator.n_val_)
-    estimator.predictor_ = AccuracyPredictor(
-        supernet.space, estimator._cost, random_state=derive_seed(seed, "predictor")
-    )
-    estimator.predictor_score_ = estimator.predictor_.holdout(
-        estimator.labels_.architectures, estimator.labels_.accuracies, seed=seed
-    )
-
-
-def _on_device(source: Source, device: torch.device) -> Source:
-    return source.to(device) if isinstance(source, ArraySource) else source
 
 
 class _EpochReports:

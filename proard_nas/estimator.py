@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -16,13 +15,11 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from . import supernets
-from ._errors import check_name, unknown_name
-from ._random import derive_seed
+from ._errors import check_name
 from .attacks import ATTACKS, EPS, ITERATED, STEP_SIZE
 from .data import Source
 from .evaluation import AttackSettings, Evaluation, Label, calibrate, evaluate
 from .evaluation.accuracy import predict_logits
-from .evaluation.population import label_student
 from .supernets import Architecture, StudentNet
 from .training import AttackBudget, Stage
 
@@ -94,6 +91,15 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         Validation images that training is watched on; 0 does not watch.
     n_labels : int, default=2000
         Students measured for the predictor, at least 12.
+    label_choice : {'uniform', 'active'}, default='uniform'
+        How they are chosen: all at random, or in rounds, those next that tell the predictor most
+        (see `proard_nas.search.choose_architectures`); the first round is random. ``predictor_score_``
+        is on students chosen in the same way.
+    label_rounds : int, default=4
+        Rounds of the active choice.
+    n_jobs : int, default=None
+        Processes that measure students, of one thread each. None is this one alone, on all of
+        torch's threads, and -1 is one for each core.
     n_calibration : int, default=4000
         Training images for batch norm statistics.
     num_classes : int, default=None
@@ -176,6 +182,9 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         keep_best: bool = True,
         n_watch: int = 500,
         n_labels: int = 2000,
+        label_choice: str = "uniform",
+        label_rounds: int = 4,
+        n_jobs: int | None = None,
         n_calibration: int = 4000,
         num_classes: int | None = None,
         val_fraction: float = 0.1,
@@ -211,6 +220,9 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         self.keep_best = keep_best
         self.n_watch = n_watch
         self.n_labels = n_labels
+        self.label_choice = label_choice
+        self.label_rounds = label_rounds
+        self.n_jobs = n_jobs
         self.n_calibration = n_calibration
         self.num_classes = num_classes
         self.val_fraction = val_fraction
@@ -274,6 +286,51 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         fit(self, X, y, val_loader, checkpoint_dir)
         return self
 
+    def label(
+        self,
+        n_labels: int,
+        X: Any = None,
+        y: Any = None,
+        *,
+        record: str | os.PathLike[str] | None = None,
+        replace: bool = False,
+    ) -> Self:
+        """Measure more students, after `fit` or `load`, and fit the predictor to all.
+
+        Parameters
+        ----------
+        n_labels : int
+            How many there shall be in all. Where there are as many already, nothing is done.
+        X, y
+            The validation data of `fit`, as `score` takes it, where it is not at hand: after `load`.
+            Never the test split: what is chosen by it can no longer be tested on it.
+        record : path, default=None
+            A file that gets a line for each student as it is measured; a call that was stopped goes on
+            from it. `fit` leaves one in its ``checkpoint_dir``: ``labels.jsonl``.
+        replace : bool, default=False
+            Measure all anew, first those that have been: with other data or settings.
+
+        Returns
+        -------
+        ProARDEstimator
+            Itself, with another ``labels_``, ``predictor_`` and ``predictor_score_``.
+
+        Raises
+        ------
+        ValueError
+            If the labels at hand were measured on other images, weights or attacks (the message names
+            the difference), or there are fewer students.
+        RuntimeError
+            If there is no validation data.
+        NotFittedError
+            Before `fit`.
+        """
+        from ._labelling import label_more
+
+        check_is_fitted(self, "labels_")
+        label_more(self, n_labels, X, y, record, replace)
+        return self
+
     def _cost(self, arch: Architecture) -> supernets.Cost:
         cost: supernets.Cost = self.supernet_.cost(arch, self.image_size_)
         return cost
@@ -314,39 +371,17 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         NotFittedError
             Before `fit`.
         """
-        from .search import search
+        from ._searching import search
 
         check_is_fitted(self, "predictor_")
-        allowed = set(inspect.signature(search).parameters) - {"space", "predict", "cost"}
-        for name in constraints:
-            if name not in allowed:
-                raise TypeError(str(unknown_name("search argument", name, allowed | {"verify"})))
-        constraints = {"seed": derive_seed(self.seed_, "search"), "progress": self.progress, **constraints}
-        result = search(
-            self.supernet_.space,
-            self.predictor_.predict,
-            self._cost,
-            max_flops=max_flops,
-            **constraints,
-        ).with_extractor(self.extract)
-        return self._verify(result, verify) if verify else result
-
-    def _verify(self, result: SearchResult, k: int) -> SearchResult:
-        ranked = sorted(result.front, key=lambda candidate: candidate.mean_accuracy, reverse=True)
-        return result.with_measured({c.architecture: self._measured(c.architecture) for c in ranked[:k]})
-
-    def _measured(self, arch: Architecture) -> dict[str, Any]:
-        label = self.measure(arch)
-        figures = {"natural_accuracy": label.natural_accuracy, "robust_accuracy": label.robust_accuracy}
-        return {**figures, "attack": self._attack("pgd").title, "eps": self.eps, "n_images": self.n_val_}
+        return search(self, max_flops, verify, constraints)
 
     def measure(self, arch: Architecture) -> Label:
         """Measure one student's natural and robust accuracy on the validation part of `fit`'s data."""
-        if not hasattr(self, "_val"):
-            raise RuntimeError("an estimator loaded from a folder has no validation data; use evaluate on your own")
-        seed = derive_seed(self.seed_, "labels")
-        attack = self._attack("pgd")
-        return label_student(self.supernet_, arch, self._val, self.calibration_images_, attack, seed=seed)
+        from ._labelling import measure
+
+        check_is_fitted(self, "supernet_")
+        return measure(self, arch)
 
     def extract(self, arch: Architecture | dict[str, Any] | None = None) -> StudentNet:
         """Return a student as a plain timm model in eval mode, calibrated on training images.

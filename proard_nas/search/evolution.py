@@ -13,8 +13,9 @@ from proard_nas.supernets.space import Architecture
 
 from .candidate import ACCURACIES, Candidate
 from .ledger import Ledger
+from .refinement import refine
 from .sampler import GenerationSampler, Genotype, Individual, Newborn, first_generation
-from .studies import Settings, new_trial, stored_generations
+from .studies import Settings, join_once, new_trial, read_study
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,13 @@ class Evolution:
         self.survivors: list[Individual] = []
         self._seed = seed
         self._genotype = Genotype(settings.space)
-        stored, self._next_number = stored_generations(study, settings)
-        self.generation = len(stored)
-        if stored:
-            self._continue(stored)
+        stored = read_study(study, settings)
+        self.generation = len(stored.generations)
+        self._next_number = stored.n_trials
+        self._interrupted = stored.interrupted
+        self._refined = [member.candidate for member in stored.refined]
+        if stored.generations or stored.interrupted:
+            self._continue(stored.generations)
 
     def step(self, immigrants: Sequence[Architecture]) -> None:
         """Run one generation; the immigrants take the place of that many of its members."""
@@ -61,17 +65,43 @@ class Evolution:
             born += self._new_ones(sampler.children(self.study, self.survivors, self._genotype, rng), n)
         else:
             born += [self._genotype.of(arch) for arch in first_generation(self.settings.space, n, rng)]
-        population = self._evaluate(born)
-        self.study.add_trials([member.trial for member in population])
+        written = self._written(born)
+        population = self._evaluate(born, written)
+        self.study.add_trials([member.trial for member in population[len(written) :]])
         self.first = self.first or [member.candidate for member in population]
         self.survivors = sampler.survivors(self.study, [*population, *self.survivors])
         self.generation += 1
 
-    def choose(self, architectures: Sequence[Architecture]) -> list[Architecture]:
+    def immigrants(self, warm_start: Sequence[Architecture]) -> list[Architecture]:
+        """Return who joins the next generation: the ends of the space in the first, and a warm start once."""
+        space = self.settings.space
+        ends = () if self.generation else (space.smallest, space.largest)
+        joining = warm_start if join_once(self.study, warm_start, self.generation) else ()
+        return self._best(list(dict.fromkeys([*ends, *joining])))
+
+    def refine(self, budget: int) -> None:
+        """Look at the neighbours of the front; those that join it are written to the study.
+
+        Those that an earlier search on this study found in this way take part.
+        """
+        written = {*self.ledger.architectures, *(candidate.architecture for candidate in self._refined)}
+        self.ledger.restore(c for c in self._refined if c.architecture not in self.ledger)
+        s = self.settings
+        front = refine(self.ledger, s.space, s.objectives, s.constraints, budget)
+        joined = [candidate for candidate in front if candidate.architecture not in written]
+        born = [self._genotype.of(candidate.architecture) for candidate in joined]
+        self.study.add_trials([member.trial for member in self._individuals(born, joined, generation=None)])
+        self._next_number += len(joined)
+        self._refined += joined
+
+    def _best(self, architectures: Sequence[Architecture]) -> list[Architecture]:
         """Return the best of the architectures, as many as fit into one generation."""
         if len(architectures) <= self.settings.population_size:
             return list(architectures)
-        population = self._evaluate([self._genotype.of(arch) for arch in architectures])
+        candidates = self.ledger.evaluate_afresh(architectures)
+        self.ledger.set_aside(candidates)
+        born = [self._genotype.of(arch) for arch in architectures]
+        population = self._individuals(born, candidates, self.generation)
         kept = self._sampler(self.generation).survivors(self.study, population)
         return [member.candidate.architecture for member in kept]
 
@@ -92,28 +122,46 @@ class Evolution:
         seed = int(np.random.SeedSequence([self._seed, generation]).generate_state(1)[0])
         return GenerationSampler(self.settings.population_size, self.settings.mutation_prob, seed)
 
-    def _evaluate(self, born: Sequence[Newborn]) -> list[Individual]:
+    def _written(self, born: Sequence[Newborn]) -> list[Individual]:
+        """Return the members that the study holds already: those of a generation that was cut off."""
+        written, self._interrupted = self._interrupted, []
+        names = list(self._genotype.distributions)
+        stored = [[member.trial.params[name] for name in names] for member in written]
+        # Another seed, or another warm start, breeds others.
+        return written if stored == [newborn.genes for newborn in born[: len(written)]] else []
+
+    def _evaluate(self, born: Sequence[Newborn], written: Sequence[Individual]) -> list[Individual]:
         candidates = self.ledger.evaluate([newborn.architecture for newborn in born])
-        population: list[Individual] = []
-        for newborn, candidate in zip(born, candidates, strict=True):
-            number = self._next_number + len(population)
-            trial = new_trial(self.settings, self._genotype, newborn.genes, candidate, self.generation, number)
-            population.append(Individual(trial, candidate))
-        self._next_number += len(population)
-        return population
+        added = self._individuals(born[len(written) :], candidates[len(written) :], self.generation)
+        self._next_number += len(added)
+        return [*written, *added]
+
+    def _individuals(
+        self, born: Sequence[Newborn], candidates: Sequence[Candidate], generation: int | None
+    ) -> list[Individual]:
+        members = zip(born, candidates, itertools.count(self._next_number))
+        return [
+            Individual(
+                new_trial(self.settings, self._genotype, newborn.genes, candidate, generation, number), candidate
+            )
+            for newborn, candidate, number in members
+        ]
 
     def _continue(self, stored: Sequence[Sequence[Individual]]) -> None:
         candidates = [member.candidate for generation in stored for member in generation]
+        halfway = [member.candidate for member in self._interrupted]
+        self._check_predictor([*candidates, *halfway])
         self.ledger.restore(candidates)
-        self._check_predictor()
+        self.ledger.set_aside(c for c in halfway if c.architecture not in self.ledger)
         self.first = candidates[: self.settings.population_size]
         for number, generation in enumerate(stored):
             # Selection draws no random numbers, so this gives the survivors of that time.
             self.survivors = self._sampler(number).survivors(self.study, [*generation, *self.survivors])
-        logger.info("study %r goes on after generation %d", self.study.study_name, self.generation - 1)
+        logger.info(
+            "study %r goes on after %d generations and %d students", self.study.study_name, len(stored), len(halfway)
+        )
 
-    def _check_predictor(self) -> None:
-        known = self.ledger.candidates
+    def _check_predictor(self, known: Sequence[Candidate]) -> None:
         probes = known[:: max(1, len(known) // N_PROBES)]
         again = self.ledger.evaluate_afresh([probe.architecture for probe in probes])
         for was, now in zip(probes, again, strict=True):

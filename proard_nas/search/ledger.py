@@ -30,6 +30,10 @@ class Ledger:
         self._cost = cost
         self._latency = latency
         self._known: dict[Architecture, Candidate] = {}
+        self._set_aside: dict[Architecture, Candidate] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -41,15 +45,24 @@ class Ledger:
         """All distinct architectures, in the order in which they came."""
         return self._known.keys()
 
+    def __contains__(self, architecture: object) -> bool:
+        return architecture in self._known
+
     def restore(self, candidates: Iterable[Candidate]) -> None:
         """Take over candidates of an earlier search."""
         for candidate in candidates:
             self._known[candidate.architecture] = candidate
 
+    def set_aside(self, candidates: Iterable[Candidate]) -> None:
+        """Keep candidates that have not been looked at yet, so that they need not be predicted then."""
+        for candidate in candidates:
+            self._set_aside[candidate.architecture] = candidate
+
     def evaluate(self, architectures: Sequence[Architecture]) -> list[Candidate]:
         """Return one candidate for each architecture, calling the predictor once for all new ones."""
         new = list(dict.fromkeys(a for a in architectures if a not in self._known))
-        self.restore(self.evaluate_afresh(new))
+        self.set_aside(self.evaluate_afresh([a for a in new if a not in self._set_aside]))
+        self.restore(self._set_aside.pop(a) for a in new)
         return [self._known[a] for a in architectures]
 
     def evaluate_afresh(self, architectures: Sequence[Architecture]) -> list[Candidate]:

@@ -47,13 +47,15 @@ def search(
     storage: str | Path | BaseStorage | None = None,
     study_name: str | None = None,
     warm_start: Sequence[Architecture] = (),
+    refine: bool = True,
     progress: bool = True,
 ) -> SearchResult:
     """Search a space for the students that no other student beats (section 4.5 of the paper).
 
     The result's front is the non-dominated set of all distinct feasible students that were looked
     at, not only of the last generation. The first generation holds the smallest and the largest
-    student, so that a limit that only the smallest student keeps is met.
+    student, so that a limit that only the smallest student keeps is met. After the last one the
+    front is refined: students one or two choices away from its own are looked at, too.
 
     Parameters
     ----------
@@ -62,7 +64,8 @@ def search(
         smallest and largest architecture.
     predict : callable
         Takes a list of n architectures, returns their natural and robust accuracy in [0, 1] as an array
-        of shape (n, 2). Called at most once for each generation, with architectures not seen before.
+        of shape (n, 2). Called at most once for each generation, with architectures not seen before,
+        and a few times to refine the front.
     cost : callable
         Takes an architecture, returns an object with ``macs`` and ``params``, both whole numbers.
     max_flops, min_flops : float or None, default=None
@@ -93,7 +96,10 @@ def search(
         With ``storage``: a study of that name is continued.
     warm_start : sequence of Architecture, default=()
         Architectures that join the first generation of this call. If there are more than fit, the best
-        of them do.
+        of them do. Those that have joined an earlier generation of a continued study do not again.
+    refine : bool, default=True
+        Whether to refine the front: until it holds no student whose neighbours are unknown, with at
+        most as many predictions as the call's generations could take.
     progress : bool, default=True
         Show a progress bar on a terminal.
 
@@ -147,13 +153,13 @@ def search(
     study = open_study(settings, storage, study_name, seed)
     evolution = Evolution(study, settings, Ledger(predict, cost, latency), seed)
     _run(evolution, n_generations, warm_start, progress)
+    if refine:
+        evolution.refine(budget=settings.population_size * n_generations)
     return _result(evolution, seed)
 
 
 def _run(evolution: Evolution, n_generations: int, warm_start: Sequence[Architecture], progress: bool) -> None:
-    space = evolution.settings.space
-    ends = () if evolution.generation else (space.smallest, space.largest)
-    immigrants = evolution.choose(list(dict.fromkeys([*ends, *warm_start])))
+    immigrants = evolution.immigrants(warm_start)
     # disable=None: silent where there is no terminal.
     for _ in tqdm(range(n_generations), desc="search", unit="gen", disable=None if progress else True, delay=2):
         evolution.step(immigrants)

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
+import json
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
-from proard_nas.supernets.space import SearchSpace
+from proard_nas.supernets.space import Architecture, SearchSpace
 
 from .candidate import Candidate
 from .constraints import Constraints
 from .objectives import DIRECTIONS, objective_value
 from .sampler import Genes, Genotype, Individual
 
+logger = logging.getLogger(__name__)
+
 SETTINGS_KEY = "proard_nas:settings"
 # The stock sampler's own mark: with it `study.optimize` carries on where our generations end.
 GENERATION_KEY = "NSGAIISampler:generation"
+REFINED_KEY = "proard_nas:refined_after"
+WARM_START_KEY = "proard_nas:warm_starts"
+LOCK_SECONDS = 10
+"""So long is a journal's lock left alone that nobody seems to hold: one that was killed leaves it behind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +96,33 @@ def open_study(
 
 def _storage(given: str | Path | BaseStorage | None) -> str | BaseStorage | None:
     if isinstance(given, Path) or (isinstance(given, str) and "://" not in given):
-        return JournalStorage(JournalFileBackend(str(given)))
+        path = Path(given).resolve()  # a relative path makes a lock that never counts as left behind
+        lock = JournalFileSymlinkLock(str(path), grace_period=LOCK_SECONDS)
+        _cut_torn_line(path, lock)
+        return JournalStorage(JournalFileBackend(str(path), lock))
     return given
+
+
+def _cut_torn_line(path: Path, lock: JournalFileSymlinkLock) -> None:
+    """Remove a last line that was not written whole: the next one would be appended to it."""
+    if not path.exists() or _ends_whole(path):
+        return
+    lock.acquire()  # the line may be one that is being written
+    try:
+        if not _ends_whole(path):
+            text = path.read_bytes()
+            os.truncate(path, text.rfind(b"\n") + 1)
+            logger.warning("%s: removed a last line that had not been written whole", path)
+    finally:
+        lock.release()
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _check_settings(study: optuna.Study, settings: Settings) -> None:
@@ -113,9 +148,12 @@ class _CheapToCopy(dict[str, Any]):
 
 
 def new_trial(
-    settings: Settings, genotype: Genotype, genes: Genes, candidate: Candidate, generation: int, number: int
+    settings: Settings, genotype: Genotype, genes: Genes, candidate: Candidate, generation: int | None, number: int
 ) -> FrozenTrial:
-    """Return a finished trial: the genes, the objectives, one constraint for each limit, all figures."""
+    """Return a finished trial: the genes, the objectives, one constraint for each limit, all figures.
+
+    A generation of None marks what the refinement of a front has found.
+    """
     figures = {k: v for k, v in vars(candidate).items() if k not in ("architecture", "measured") and v is not None}
     now = datetime.datetime.now()  # without a zone, as Optuna's own
     # Not `create_trial`: it compares every distribution with older forms, a quarter of a search's time.
@@ -130,7 +168,7 @@ def new_trial(
         params=_CheapToCopy(zip(genotype.distributions, genes, strict=True)),
         distributions=_CheapToCopy(genotype.distributions),
         user_attrs=figures,
-        system_attrs={GENERATION_KEY: generation},
+        system_attrs={REFINED_KEY: True} if generation is None else {GENERATION_KEY: generation},
         intermediate_values={},
     )
     for name, violation in settings.constraints.violations(candidate).items():
@@ -138,26 +176,67 @@ def new_trial(
     return trial
 
 
-def stored_generations(study: optuna.Study, settings: Settings) -> tuple[list[list[Individual]], int]:
-    """Read the complete generations of a study, and the number that the next trial will have.
+class Stored(NamedTuple):
+    """What a study holds of earlier searches.
 
-    A generation that was cut off while it was written, and then written again, counts with its last
+    Parameters
+    ----------
+    generations : list of list of Individual
+        The complete ones.
+    interrupted : list of Individual
+        The first members of one that was cut off while it was written.
+    refined : list of Individual
+        What refinements have added to the front.
+    n_trials : int
+        The number that the next trial will have.
+    """
+
+    generations: list[list[Individual]]
+    interrupted: list[Individual]
+    refined: list[Individual]
+    n_trials: int
+
+
+def read_study(study: optuna.Study, settings: Settings) -> Stored:
+    """Read what earlier searches have left in the study.
+
+    A generation that was cut off and then written anew, with another seed, counts with its last
     ``population_size`` trials; trials that others added to the study do not count.
     """
     trials = study.get_trials(deepcopy=False)
     groups: dict[int, list[Individual]] = {}
-    for generation, member in _members(trials, settings):
-        groups.setdefault(generation, []).append(member)
+    refined: list[Individual] = []
+    for member in _members(trials, settings):
+        generation = member.trial.system_attrs.get(GENERATION_KEY)
+        if generation is not None:
+            groups.setdefault(generation, []).append(member)
+        elif REFINED_KEY in member.trial.system_attrs:
+            refined.append(member)
     complete: list[list[Individual]] = []
     while len(groups.get(len(complete), ())) >= settings.population_size:
         complete.append(groups[len(complete)][-settings.population_size :])
-    return complete, len(trials)
+    return Stored(complete, groups.get(len(complete), []), refined, len(trials))
 
 
-def _members(trials: Sequence[FrozenTrial], settings: Settings) -> Iterator[tuple[int, Individual]]:
+def _members(trials: Sequence[FrozenTrial], settings: Settings) -> Iterator[Individual]:
     names = [gene.name for gene in settings.space.genes]
     for trial in trials:
-        figures, generation = trial.user_attrs, trial.system_attrs.get(GENERATION_KEY)
-        if trial.state == TrialState.COMPLETE and generation is not None and "macs" in figures:
+        if trial.state == TrialState.COMPLETE and "macs" in trial.user_attrs:
             architecture = settings.space.decode([trial.params[name] for name in names])
-            yield generation, Individual(trial, Candidate(architecture, **figures))
+            yield Individual(trial, Candidate(architecture, **trial.user_attrs))
+
+
+def join_once(study: optuna.Study, warm_start: Sequence[Architecture], generation: int) -> bool:
+    """Tell whether a warm start is to join a generation: not if it has joined an earlier one of this study.
+
+    Without it, a search that was stopped and asked for again would differ from one in a single part.
+    """
+    if not warm_start:
+        return False
+    text = json.dumps([architecture.to_dict() for architecture in warm_start], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    joined: dict[str, int] = dict(study.user_attrs.get(WARM_START_KEY, {}))
+    if joined.setdefault(digest, generation) != generation:
+        return False
+    study.set_user_attr(WARM_START_KEY, joined)  # before the generation: it may be cut off
+    return True

@@ -28,6 +28,7 @@ LARGE = SearchSpace(
     expand_ratios=(0.2, 0.25, 0.35),
     stem_residuals=(False, True),
 )
+MIDDLE = LARGE.decode([sorted(gene.choices)[len(gene.choices) // 2] for gene in LARGE.genes])
 QUICK = {"population_size": 20, "n_generations": 10, "progress": False}
 
 
@@ -172,7 +173,7 @@ class TestSpeed:
             calls.append(len(architectures))
             return predict(architectures)
 
-        search(LARGE, count, cost, seed=0, **QUICK)
+        search(LARGE, count, cost, seed=0, refine=False, **QUICK)
         assert len(calls) == 10
         assert max(calls) <= 20
 
@@ -331,14 +332,15 @@ class TestWarmStart:
         """Without mutation the middle choice can come from the given student alone."""
         middle = [sorted(gene.choices)[len(gene.choices) // 2] for gene in LARGE.genes]
         settings = {"population_size": 3, "mutation_prob": 0, "n_generations": 4, "warm_start": [LARGE.decode(middle)]}
-        trials = search(LARGE, predict, cost, seed=0, **settings).study.trials
+        trials = search(LARGE, predict, cost, seed=0, refine=False, **settings).study.trials
         assert [t.params["width_mult.0"] for t in trials[:3]] == [0.65, 1.0, 0.8]
         inherited = [sum(t.params[gene.name] == m for gene, m in zip(LARGE.genes, middle, strict=True)) for t in trials]
         assert max(inherited[3:]) > len(middle) / 3
 
     def test_more_than_fit_are_narrowed_to_the_best(self):
         given = LARGE.sample_distinct(60, seed=0)
-        result = search(LARGE, predict, cost, warm_start=given, n_generations=1, population_size=20, seed=0)
+        settings = {"n_generations": 1, "population_size": 20, "refine": False}
+        result = search(LARGE, predict, cost, warm_start=given, seed=0, **settings)
         assert len(result.study.trials) == 20
         everyone = [*given, LARGE.smallest, LARGE.largest]
         best = {a for a, keep in zip(everyone, non_dominated(-predict(everyone)), strict=True) if keep}
@@ -347,9 +349,8 @@ class TestWarmStart:
         assert {tuple(row) for row in predict(list(best)).tolist()} <= shown
 
     def test_duplicates_count_once(self):
-        result = search(
-            LARGE, predict, cost, warm_start=[LARGE.largest] * 50, n_generations=1, population_size=10, seed=0
-        )
+        settings = {"n_generations": 1, "population_size": 10, "refine": False}
+        result = search(LARGE, predict, cost, warm_start=[LARGE.largest] * 50, seed=0, **settings)
         assert result.n_evaluated == 10
 
 
@@ -357,7 +358,8 @@ class TestStudy:
     def test_is_an_ordinary_study_with_constraints_and_figures(self):
         result = search(LARGE, predict, cost, max_flops=1000, seed=0, **QUICK)
         study = result.study
-        assert len(study.trials) == 200
+        generations = [t.system_attrs["NSGAIISampler:generation"] for t in study.trials[:200]]
+        assert generations == [i for i in range(10) for _ in range(20)]
         assert [d.name for d in study.directions] == ["MAXIMIZE", "MAXIMIZE"]
         trial = study.trials[0]
         assert set(trial.params) == {gene.name for gene in LARGE.genes}
@@ -396,7 +398,9 @@ def stores(folder):
     }
 
 
-SETTINGS = {"max_flops": 1000.0, "population_size": 8, "seed": 0, "study_name": "s", "progress": False}
+SETTINGS = {
+    "max_flops": 1000.0, "population_size": 8, "seed": 0, "study_name": "s", "refine": False, "progress": False,
+}  # fmt: skip
 
 
 class TestContinuing:
@@ -469,16 +473,47 @@ class TestContinuing:
         whole = search(LARGE, predict, cost, n_generations=5, **SETTINGS)
         assert rest.to_dict() == whole.to_dict()
 
-    def test_a_half_written_generation_is_written_anew(self):
+    @pytest.mark.parametrize("n_written", [1, 3, 7])
+    def test_a_half_written_generation_is_completed_and_nothing_of_it_predicted_or_written_again(self, n_written):
         storage = optuna.storages.InMemoryStorage()
-        whole = search(LARGE, predict, cost, n_generations=3, **SETTINGS)
+        whole = search(LARGE, predict, cost, n_generations=4, **SETTINGS)
         search(LARGE, predict, cost, storage=storage, n_generations=2, **SETTINGS)
         study = optuna.load_study(storage=storage, study_name="s")
-        study.add_trials(whole.study.trials[16:19])
+        study.add_trials(whole.study.trials[16 : 16 + n_written])
+        calls = []
+
+        def watch(architectures):
+            calls.append(len(architectures))
+            return predict(architectures)
+
+        again = search(LARGE, watch, cost, storage=storage, n_generations=2, **SETTINGS)
+        assert again.to_dict() == whole.to_dict()
+        assert calls[1] == len({tuple(t.params.items()) for t in whole.study.trials[16 + n_written : 24]})
+        assert [t.params for t in study.trials] == [t.params for t in whole.study.trials]
+        assert [t.number for t in study.trials] == list(range(32))
+
+    def test_a_generation_cut_off_under_another_seed_is_written_anew(self):
+        storage = optuna.storages.InMemoryStorage()
+        other = search(LARGE, predict, cost, n_generations=3, **(SETTINGS | {"seed": 1}))
+        search(LARGE, predict, cost, storage=storage, n_generations=2, **SETTINGS)
+        optuna.load_study(storage=storage, study_name="s").add_trials(other.study.trials[16:19])
         for n_generations in (1, 1):
             again = search(LARGE, predict, cost, storage=storage, n_generations=n_generations, **SETTINGS)
         expected = search(LARGE, predict, cost, n_generations=4, **SETTINGS)
         assert again.to_dict() == expected.to_dict()
+
+    def test_a_warm_start_joins_once(self):
+        given = LARGE.sample_distinct(30, seed=3)
+        whole = search(LARGE, predict, cost, n_generations=3, warm_start=given, **SETTINGS)
+        storage = optuna.storages.InMemoryStorage()
+        for n_generations in (1, 2):
+            parts = search(
+                LARGE, predict, cost, storage=storage, n_generations=n_generations, warm_start=given, **SETTINGS
+            )
+        assert parts.to_dict() == whole.to_dict()
+        assert "warm_starts" in str(parts.study.user_attrs)
+        later = search(LARGE, predict, cost, storage=storage, n_generations=1, warm_start=[MIDDLE], **SETTINGS)
+        assert LARGE.to_genes(MIDDLE) in [list(t.params.values()) for t in later.study.trials[24:]]
 
 
 class TestWithPredictor:

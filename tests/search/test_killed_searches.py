@@ -1,0 +1,173 @@
+"""A search that is stopped at any moment goes on from its study: nothing is lost, nothing is looked at twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import optuna
+import pytest
+
+from proard_nas.search import search, studies
+from proard_nas.supernets.space import SearchSpace
+
+SPACE = SearchSpace(
+    depths=(0, 1), base_depths=(1, 2, 1), expand_ratios=(0.2, 0.25, 0.35), width_mults=(0.5, 0.75, 1), n_widths=4
+)
+POPULATION, GENERATIONS = 8, 6
+SETTINGS = {"max_flops": 20.0, "population_size": POPULATION, "seed": 0, "refine": False, "progress": False}
+PROBES = 50  # stored students that are predicted again, to see that the predictor is the same
+
+
+class Cost(NamedTuple):
+    macs: int
+    params: int
+
+
+class Stopped(BaseException):
+    """What a test stops a search with."""
+
+
+def cost(arch):
+    return Cost(int(1e6 * sum(arch.width_mult) * 10 * sum(r for row in arch.expand_ratio for r in row)), 1000)
+
+
+def predict(archs):
+    first = np.array([sum(a.expand_ratio[0]) + a.width_mult[1] for a in archs])
+    last = np.array([sum(a.expand_ratio[2]) - a.width_mult[3] + sum(a.depth) for a in archs])
+    return np.column_stack([0.4 + 0.1 * first - 0.05 * last, 0.3 + 0.1 * last - 0.05 * first])
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return search(SPACE, predict, cost, n_generations=GENERATIONS, **SETTINGS)
+
+
+@pytest.fixture
+def storage(kind, tmp_path):
+    return str(tmp_path / "search.log") if kind == "journal" else f"sqlite:///{tmp_path}/search.db"
+
+
+def stored(storage):
+    """Return the study's trials as another reader sees them."""
+    opened = studies._storage(storage)
+    return optuna.load_study(storage=opened, study_name="s").get_trials(deepcopy=False)
+
+
+def go_on(storage, function=predict):
+    """Run what is left of the search, as far as the study tells."""
+    names = optuna.get_all_study_names(studies._storage(storage))
+    done = len(stored(storage)) // POPULATION if "s" in names else 0
+    n = max(1, GENERATIONS - done)
+    return search(SPACE, function, cost, storage=storage, study_name="s", n_generations=n, **SETTINGS)
+
+
+def assert_same(result, whole, trials):
+    assert result.to_dict() == whole.to_dict()
+    assert [(t.number, t.params, t.values) for t in trials] == [
+        (t.number, t.params, t.values) for t in whole.study.trials
+    ]
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("journal", 0), ("journal", 1), ("journal", 2), ("sqlite", 3)])
+def test_stopped_at_random_moments(storage, whole, monkeypatch, seed):
+    """While it predicts, and between any two trials that are written."""
+    rng = np.random.default_rng(seed)
+    add = optuna.Study.add_trial
+
+    def life(n_trials, n_calls):
+        """Run until so many trials were written, or so many predictions made."""
+        known = {t.params.values() for t in stored(storage)} if n_started else set()
+        known = {tuple(values) for values in known}
+        counts = {"trials": 0, "calls": 0}
+
+        def adding(study, trial):
+            if counts["trials"] == n_trials:
+                raise Stopped
+            counts["trials"] += 1
+            add(study, trial)
+
+        def watched(archs):
+            counts["calls"] += 1
+            again = [a for a in archs if tuple(SPACE.to_genes(a)) in known]
+            assert len(again) <= (PROBES if counts["calls"] == 1 else 0)
+            if counts["calls"] == n_calls:
+                raise Stopped
+            return predict(archs)
+
+        monkeypatch.setattr(optuna.Study, "add_trial", adding)
+        return go_on(storage, watched)
+
+    n_started = 0
+    while n_started < 4:
+        with pytest.raises(Stopped):
+            life(*((int(rng.integers(1, 12)), None) if rng.random() < 0.7 else (None, int(rng.integers(1, 3)))))
+        n_started += 1
+    assert_same(life(None, None), whole, stored(storage))
+
+
+def test_a_torn_last_line_of_a_journal_is_removed(tmp_path, whole):
+    path = tmp_path / "search.log"
+    search(SPACE, predict, cost, storage=path, study_name="s", n_generations=2, **SETTINGS)
+    text = path.read_bytes()
+    path.write_bytes(text[: text.rfind(b"\n", 0, -1) + 40])
+    result = go_on(str(path))
+    assert_same(result, whole, stored(str(path)))
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+@pytest.mark.timeout(60)
+def test_a_lock_that_was_left_behind_is_removed_also_for_a_relative_path(tmp_path, whole, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    search(SPACE, predict, cost, storage="runs/s.log", study_name="s", n_generations=2, **SETTINGS)
+    made = []
+    real = os.symlink
+    monkeypatch.setattr(os, "symlink", lambda *where: made.append(where) or real(*where))
+    search(SPACE, predict, cost, storage="runs/s.log", study_name="s", n_generations=1, **SETTINGS)
+    monkeypatch.setattr(os, "symlink", real)
+    target, lock = made[0]
+    Path(lock).symlink_to(target)
+    monkeypatch.setattr(studies, "LOCK_SECONDS", 3)
+    assert_same(go_on("runs/s.log"), whole, stored("runs/s.log"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_killed_at_random_moments(storage, whole, monkeypatch):
+    monkeypatch.setattr(studies, "LOCK_SECONDS", 3)
+    rng = np.random.default_rng(0)
+    killed, before = 0, 0
+    while True:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                go_on(storage)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        time.sleep(rng.uniform(0.05, 0.8) if killed < 5 else 0)
+        if killed < 5:
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        if not os.WIFSIGNALED(status):
+            assert os.waitstatus_to_exitcode(status) == 0
+            break
+        killed += 1
+        if optuna.get_all_study_names(studies._storage(storage)):
+            after = len(stored(storage))
+            assert after >= before
+            before = after
+    trials = stored(storage)[: POPULATION * GENERATIONS]
+    front = {tuple(t.values) for t in trials if t.constraints["max_flops"] <= 0}
+    best = {v for v in front if not any(w != v and w[0] >= v[0] and w[1] >= v[1] for w in front)}
+    assert best == {(c.natural_accuracy, c.robust_accuracy) for c in whole.front}
+    assert [t.params for t in trials] == [t.params for t in whole.study.trials]
