@@ -1,0 +1,176 @@
+"""Whether students leave the library unchanged: saved and loaded by timm alone, and as ONNX files.
+
+For random students of each supernet, every tensor of which is random: after ``student.save`` and
+``timm.create_model('local-dir:...', pretrained=True)`` all tensors have the same bits (bar: all students). After
+``export_onnx`` the logits in onnxruntime differ from PyTorch's by at most 1e-4 on batches of 1, 2 and 7 images (bar:
+1e-4; the classifier is scaled to logits with a standard deviation of 3, which trained networks have too), and the file
+is at most 5 % larger than the weights (bar: 1.05). Seconds are medians for one student.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import _record
+import timm
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+import proard_nas  # noqa: F401  (registers the networks)
+from proard_nas import Architecture, Supernet
+from proard_nas.deploy import export_onnx
+from proard_nas.deploy.onnx import TOLERANCE, onnx_difference
+from proard_nas.evaluation import calibrate
+from proard_nas.evaluation.accuracy import predict_logits
+from proard_nas.supernets import SUPERNETS, StudentNet
+
+LARGEST_RATIO = 1.05
+LOGIT_STD = 3.0
+N_CALIBRATION = 16
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much is tried: which supernets, and how many students of each."""
+
+    models: tuple[str, ...]
+    students: int
+
+
+BUDGETS = {
+    "smoke": Budget(("proard_dyn_resnet_tiny", "proard_dyn_resnet_small"), 2),
+    "laptop": Budget(SUPERNETS, 50),
+}
+
+
+def make_supernet(name: str, seed: int) -> Supernet:
+    """Return a supernet with random batch norms: as it starts, residual branches are zero and test nothing."""
+    torch.manual_seed(seed)
+    net = timm.create_model(name)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
+    return net
+
+
+def make_student(net: Supernet, arch: Architecture, seed: int) -> StudentNet:
+    """Return a calibrated student whose logits have the size of a trained network's."""
+    student = net.extract(arch)
+    images = images_for(student, N_CALIBRATION, seed)
+    calibrate(student, images).eval()
+    with torch.no_grad():
+        student.head.fc.weight.mul_(LOGIT_STD / predict_logits(student, images).std())
+    return student
+
+
+def images_for(net: StudentNet, n: int, seed: int) -> Tensor:
+    height, width = net.cfg.img_size
+    return torch.rand(n, net.in_chans, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def measure_student(student: StudentNet, folder: Path) -> dict[str, Any]:
+    """Save and export one student, and compare what comes back."""
+    saving_s, _ = seconds(lambda: student.save(folder / "student"))
+    loading_s, loaded = seconds(lambda: timm.create_model(f"local-dir:{folder / 'student'}", pretrained=True))
+    export_s, path = seconds(lambda: export_onnx(student, folder / "student.onnx", check=False))
+    compare_s, (difference, largest) = seconds(lambda: onnx_difference(student, path))
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in student.state_dict().values())
+    return {
+        "mmacs": student.cost().mmacs,
+        "weight_bytes": weights,
+        "bit_equal": same_bits(student, loaded),
+        "onnx_difference": difference,
+        "largest_logit": largest,
+        "onnx_bytes": path.stat().st_size,
+        "onnx_over_weights": path.stat().st_size / weights,
+        "seconds": {"save": saving_s, "load": loading_s, "export": export_s, "compare": compare_s},
+        "arch": student.arch.to_dict(),
+    }
+
+
+def seconds(action: Callable[[], Result]) -> tuple[float, Result]:
+    start = time.perf_counter()
+    result = action()
+    return time.perf_counter() - start, result
+
+
+def same_bits(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def measure(name: str, n_students: int, seed: int) -> dict[str, Any]:
+    """Measure random students of one supernet."""
+    net = make_supernet(name, seed)
+    rows = []
+    for place, arch in enumerate(net.space.sample_distinct(n_students, seed=seed)):
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measure_student(make_student(net, arch, seed), Path(folder)))
+        print(f"{name}: {place + 1} of {n_students}, {sum(rows[-1]['seconds'].values()):.1f} s", flush=True)
+    return {
+        "n_students": len(rows),
+        "n_bit_equal": sum(row["bit_equal"] for row in rows),
+        "largest_onnx_difference": max(row["onnx_difference"] for row in rows),
+        "largest_logit": max(row["largest_logit"] for row in rows),
+        "largest_onnx_over_weights": max(row["onnx_over_weights"] for row in rows),
+        "seconds": {key: statistics.median(row["seconds"][key] for row in rows) for key in rows[0]["seconds"]},
+        "students": rows,
+    }
+
+
+def failed(results: dict[str, Any]) -> list[str]:
+    """Return the supernets that miss a bar."""
+    return [
+        name
+        for name, r in results.items()
+        if r["n_bit_equal"] < r["n_students"]
+        or not r["largest_onnx_difference"] <= TOLERANCE
+        or r["largest_onnx_over_weights"] > LARGEST_RATIO
+    ]
+
+
+def table(results: dict[str, Any]) -> str:
+    """Lay out the summary."""
+    rows = [
+        [name, r["n_students"], r["n_bit_equal"], f"{r['largest_onnx_difference']:.1e}", f"{r['largest_logit']:.1f}",
+         f"{r['largest_onnx_over_weights']:.3f}", *(f"{value:.2f}" for value in r["seconds"].values())]
+        for name, r in results.items()
+    ]  # fmt: skip
+    header = ["supernet", "students", "bit-equal\n(bar: all)", f"ONNX differs by\n(bar {TOLERANCE:g})", "largest logit",
+              f"file over weights\n(bar {LARGEST_RATIO})", "save, s", "load, s", "export, s", "compare, s"]  # fmt: skip
+    return tabulate(rows, header, disable_numparse=True)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", choices=BUDGETS, default="laptop")
+    parser.add_argument("--models", nargs="+", choices=SUPERNETS, help="in place of the budget's")
+    parser.add_argument("--students", type=int, help="of each supernet, in place of the budget's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default=_record.RESULTS / "export.json")
+    args = parser.parse_args()
+    budget = BUDGETS[args.budget]
+    started, results = time.time(), {}
+    for name in args.models or budget.models:
+        results[name] = measure(name, args.students or budget.students, args.seed)
+        path = _record.save(args.out, {"budget": args.budget, "supernets": results}, args.seed, started)
+    print(table(results))
+    print("wrote", path)
+    sys.exit(1 if failed(results) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What all exports share: the network that is exported, a file written whole or not at all, optional packages."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from timm.models import create_model
+from torch import Tensor, nn
+
+from proard_nas.evaluation.calibration import require_calibrated
+from proard_nas.supernets import StudentNet, Supernet
+
+FilePath = str | os.PathLike[str]
+BATCH_SIZES = (1, 2, 7)  # that an exported file is compared with PyTorch on
+
+
+def require(module: str, what: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed; names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(f'{what} needs {package}: pip install "proard-nas[{extra}]"') from error
+
+
+def frozen(student: nn.Module) -> StudentNet:
+    """Return a copy of a student as it is exported: on the CPU, float32, eval mode, sharing nothing.
+
+    Of a supernet, the active student is copied. A live student is copied too.
+
+    Raises
+    ------
+    TypeError
+        If this is another network.
+    UncalibratedError
+        If it has no batch norm statistics of its own.
+    """
+    if not isinstance(student, StudentNet):
+        raise TypeError(
+            f"{type(student).__name__} cannot be exported; allowed: a student, such as SearchResult.extract() or "
+            "supernet.extract(arch) return, or a supernet, of which the active student is exported"
+        )
+    student = student.extract(student.active) if isinstance(student, Supernet) else student
+    require_calibrated(student)
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None, copy=True).contiguous()
+        for name, tensor in student.state_dict().items()
+    }
+    with torch.device("meta"):
+        copy = cast(StudentNet, create_model(student.cfg.student, **student.model_args()))
+    copy.load_state_dict(tensors, strict=True, assign=True)
+    copy.pretrained_cfg = copy.default_cfg = dict(student.pretrained_cfg)
+    copy.metadata = dict(student.metadata)
+    return copy.eval().requires_grad_(False)
+
+
+def example_images(student: StudentNet, n: int) -> Tensor:
+    """Return random images in [0, 1], the same on each call, of the size that a student was made for."""
+    size = student.pretrained_cfg["input_size"][1:]
+    return torch.rand(n, student.in_chans, *size, generator=torch.Generator().manual_seed(n))
+
+
+@contextlib.contextmanager
+def whole_file(path: FilePath) -> Iterator[Path]:
+    """Give a temporary file to write to, beside ``path``, which takes its place once all went well.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    IsADirectoryError
+        If the path is a folder.
+    OSError
+        If nothing can be written there.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a file in it")
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write into the folder {path.parent}: {error.strerror}") from error
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep off the screen what exporters print, and their warnings about their own code."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
