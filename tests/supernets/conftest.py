@@ -132,7 +132,7 @@ def _forms() -> Iterator[object]:
         if is_supernet and large:
             yield f"{name} small"
         if not is_supernet:
-            yield f"{name} smallest"
+            yield pytest.param(f"{name} smallest", marks=slow_if(name.endswith(("_224", "_proxyless"))))
 
 
 @pytest.fixture(params=_forms())
