@@ -21,7 +21,7 @@ from . import _labelling, distributed, supernets
 from ._errors import check_name, unknown_name
 from ._random import derive_seed
 from .attacks import seeded
-from .data import PreparedData, prepare
+from .data import PreparedData, check_image_size, prepare
 from .supernets import Supernet
 from .training import (
     PRECISIONS,
@@ -69,6 +69,7 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
         num_classes=estimator.num_classes,
         batch_size=estimator.batch_size,
         seed=derive_seed(seed, "split"),
+        in_chans=(estimator.model_args or {}).get("in_chans"),
     )
     supernet = _build_supernet(estimator, data, seed)
     stages = stages_of(estimator, supernet)
@@ -156,6 +157,7 @@ def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int) -
             norm_mean=summary.mean,
             norm_std=summary.std,
         )
+    check_image_size(supernet, summary.image_size)
     return supernet.to(estimator.device_)
 
 

@@ -401,6 +401,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
             "num_classes": len(self.classes_),
             "label_names": [str(c) for c in self.classes_],
         }
+        training = {"supernet": self.model, "loss": str(self.loss), "attack": self.attack, "eps": self.eps}
+        student.metadata = {"seed": self.seed_, "training": {**training, "n_images": self.n_train_}}
         student = student.to(memory_format=torch.contiguous_format)
         return calibrate(student, self.calibration_images_).eval()
 

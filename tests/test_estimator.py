@@ -229,7 +229,7 @@ def test_a_saved_student_is_rebuilt_by_timm_alone_with_the_same_bits(fitted, tmp
     x = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(student(x), again(x))
-    assert {path.suffix for path in (tmp_path / "student").iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in (tmp_path / "student").iterdir()} == {".json", ".md", ".safetensors"}
 
 
 def test_saving_refuses_a_folder_that_holds_something_else_and_leaves_no_trace(fitted, tmp_path):

@@ -94,15 +94,13 @@ def test_the_file_is_smaller_close_to_the_float_one_and_keeps_what_it_says(stude
     assert facts["note"] == "from the student"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["entropy", "percentile"])
-def test_the_other_methods_leave_outliers_out_of_the_ranges(files, calibration, tmp_path, method, capfd):
+def test_percentiles_leave_outliers_out_of_the_ranges(files, calibration, tmp_path, capfd):
     images = 0.5 + 0.1 * (calibration - 0.5)
     images[0] = calibration[0]
     whole = quantize_onnx(files[0], tmp_path / "whole.onnx", images)
-    path = quantize_onnx(files[0], tmp_path / "int8.onnx", images, method=method)
+    path = quantize_onnx(files[0], tmp_path / "int8.onnx", images, method="percentile")
     assert capfd.readouterr().out == ""
-    assert onnx_metadata(path)["quantization"]["method"] == method
+    assert onnx_metadata(path)["quantization"]["method"] == "percentile"
     scales = [
         {
             entry.name: float(to_array(entry).max())
@@ -113,7 +111,7 @@ def test_the_other_methods_leave_outliers_out_of_the_ranges(files, calibration, 
     ]
     assert scales[0].keys() == scales[1].keys()
     assert all(scales[1][name] <= 1.02 * scales[0][name] for name in scales[0])
-    assert scales[1]["div_scale"] < scales[0]["div_scale"]
+    assert sum(scales[1][name] < 0.99 * scales[0][name] for name in scales[0]) >= 3
 
 
 @pytest.mark.parametrize(
@@ -135,7 +133,7 @@ def test_images_that_do_not_fit_are_refused(files, calibration, tmp_path, spoil,
 
 def test_wrong_names_and_missing_files_are_refused(files, calibration, tmp_path, monkeypatch):
     with pytest.raises(
-        ValueError, match="unknown calibration method 'max'; allowed: 'entropy', 'minmax', 'percentile'"
+        ValueError, match="unknown calibration method 'max'; allowed: 'minmax', 'percentile'"
     ):
         quantize_onnx(files[0], tmp_path / "int8.onnx", calibration, method="max")
     with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
