@@ -411,9 +411,10 @@ def described(measure: Measurer, labels: Labels) -> dict[str, Any]:
     }
 
 
-def run(data: str, file: str | None, budget: Budget, seeds: Sequence[int], folder: Path, jobs: int) -> dict[str, Any]:
+def run(
+    data: str, file: str | None, recipe: Recipe, budget: Budget, seeds: Sequence[int], folder: Path, jobs: int
+) -> dict[str, Any]:
     """Train, label and compare on one data set; go on from what the folder holds."""
-    recipe = RECIPES[data]
     settings = {"data": data, "budget": dataclasses.asdict(budget), "recipe": dataclasses.asdict(recipe)}
     sources = load(data, file, budget)
     estimator = train(recipe, budget, sources, folder)
@@ -473,6 +474,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         several = {"nargs": "+"} if field.name in ("curve", "rounds") else {}
         option = "--" + field.name.replace("_", "-")
         parser.add_argument(option, type=int, **several, help="in place of the budget's, for every data set")
+    parser.add_argument(
+        "--eps", type=float, help="of all attacks, in place of the data set's; steps are a quarter of it"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="0 1 2, or 0 with the budget smoke")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that label, of one thread each")
     parser.add_argument("--work", default=WORK, help="folder for records and checkpoints")
@@ -495,10 +499,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Budget)}
         changes = {name: tuple(n) if isinstance(n, list) else n for name, n in changes.items() if n is not None}
         budget = dataclasses.replace(BUDGETS[args.budget][data], **changes)
-        folder = Path(args.work).resolve() / f"predictor-{data}-{args.budget}"
+        recipe, strength = RECIPES[data], ""
+        if args.eps is not None:
+            recipe = dataclasses.replace(recipe, eps=args.eps, step_size=args.eps / 4)
+            strength = f"-eps{args.eps:.4g}"
+        folder = Path(args.work).resolve() / f"predictor-{data}-{args.budget}{strength}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder.parent / ".gitignore").write_text("*\n")
-        results[data] = run(data, file or None, budget, args.seeds, folder, args.jobs)
+        results[data] = run(data, file or None, recipe, budget, args.seeds, folder, args.jobs)
         path = _record.save(args.out, {"budget": args.budget, "jobs": args.jobs, "data": results}, None, started)
     print(text(results))
     print("wrote", path)

@@ -132,9 +132,7 @@ def test_images_that_do_not_fit_are_refused(files, calibration, tmp_path, spoil,
 
 
 def test_wrong_names_and_missing_files_are_refused(files, calibration, tmp_path, monkeypatch):
-    with pytest.raises(
-        ValueError, match="unknown calibration method 'max'; allowed: 'minmax', 'percentile'"
-    ):
+    with pytest.raises(ValueError, match="unknown calibration method 'max'; allowed: 'minmax', 'percentile'"):
         quantize_onnx(files[0], tmp_path / "int8.onnx", calibration, method="max")
     with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
         quantize_onnx(tmp_path / "no.onnx", tmp_path / "int8.onnx", calibration)
