@@ -20,10 +20,14 @@ def test_importing_registers_the_networks_in_timm():
     names = run("import timm, proard_nas; print(*timm.list_models('proard_dyn_*'))").split()
     assert names == [
         "proard_dyn_mobilenetv3",
+        "proard_dyn_mobilenetv3_224",
+        "proard_dyn_proxyless",
         "proard_dyn_resnet50",
+        "proard_dyn_resnet50_224",
         "proard_dyn_resnet50_fine",
         "proard_dyn_resnet_small",
         "proard_dyn_resnet_tiny",
+        "proard_dyn_wide_resnet",
     ]
 
 
