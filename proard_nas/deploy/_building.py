@@ -45,8 +45,16 @@ def build_latency_table(
     ----------
     supernet : Supernet
         Any that timm can build by its name. Its weights do not matter.
-    runtime, batch_size, threads, img_size, clock
-        As in `measure_latency`; torch on the CPU.
+    runtime : {'onnxruntime', 'torch'}, default='onnxruntime'
+        ONNX Runtime on the CPU, or torch on the CPU.
+    batch_size : int, default=1
+        Images in one batch.
+    threads : int, default=None
+        Threads that one run may use; None is torch's present number.
+    img_size : int or (int, int), default=None
+        Height and width in pixels; None is the network's own.
+    clock : {'wall', 'cpu'}, default='wall'
+        Time that passes, or time that the processor spent; see `measure_latency`.
     n_students : int, default=24
         Whole students to fit to: the largest, the smallest and others drawn uniformly.
     n_holdout : int, default=10

@@ -229,6 +229,15 @@ def test_evaluate_measures_students_that_were_not_fitted_to(net, table):
     )
 
 
+def test_evaluate_leaves_out_what_was_fitted_to_even_in_a_small_space(lawful):
+    net = timm.create_model("proard_dyn_resnet_tiny", width_mults=[1.0], expand_ratios=[0.5])
+    table = build_latency_table(net, runtime="torch", rounds=3, threads=1, n_students=4, n_holdout=0)
+    rows = table.evaluate(net, n=4, rounds=3)["students"]
+    assert {proard_nas.Architecture.from_dict(row["architecture"]) for row in rows} == set(net.space) - {
+        arch for arch, _ in table.students
+    }
+
+
 def test_evaluate_takes_students_of_ones_own(net, table):
     archs = [net.space.largest, net.space.smallest]
     rows = table.evaluate(net, archs, rounds=3)["students"]
