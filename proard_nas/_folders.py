@@ -107,7 +107,7 @@ def _take_place(new: Path, target: Path) -> None:
             old.rename(target)
         raise
     with contextlib.suppress(OSError):  # the new folder is in place all the same
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -243,7 +243,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} of type {type(value).__name__} has no form in JSON")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make renames in a folder last through a power cut."""
     if os.name == "nt":  # a folder cannot be opened there
         return

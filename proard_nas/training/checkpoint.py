@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from proard_nas._folders import sync_folder, write_bytes
+
 logger = logging.getLogger(__name__)
 
 SETTINGS, POINTER = "settings.json", "latest.json"
@@ -108,7 +110,7 @@ class CheckpointStore:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         _write_atomically(self.folder / POINTER, _to_json({"checkpoint": target.name}))
         self._prune()
         return target
@@ -205,8 +207,8 @@ def _write_generation(folder: Path, tensors: Mapping[str, Tensor], state: Mappin
     }
     sums = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
     for name, data in {**files, CHECKSUMS: _to_json(sums)}.items():
-        _write(folder / name, data)
-    _sync_folder(folder)
+        write_bytes(folder / name, data)
+    sync_folder(folder)
 
 
 def _read_generation(folder: Path, good: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -284,29 +286,11 @@ def _number(path: Path) -> int:
     return int(path.name.removeprefix(PREFIX))
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    _write(temporary, data)
+    write_bytes(temporary, data)
     temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut."""
-    if os.name == "nt":  # a folder cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def _remove(path: Path) -> None:
