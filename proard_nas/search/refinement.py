@@ -6,6 +6,7 @@ members often differ by two choices that make up for each other, which chance se
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -39,8 +40,9 @@ def refine(
 ) -> list[Candidate]:
     """Look at the neighbours of the front until no student of it has any that were not looked at.
 
-    All neighbours that differ by one gene are predicted, and as many of those that differ by two. The
-    latter are chosen by an estimate: the sum of what the two changes do alone.
+    All neighbours that differ by one gene are predicted, and as many of those that differ by two; when
+    there are no more of the former, the rest of the budget is for the latter. These are chosen by an
+    estimate: the sum of what the two changes do alone.
 
     Parameters
     ----------
@@ -63,30 +65,30 @@ def refine(
     end = len(ledger) + budget
     while True:
         affordable = max(0, end - len(ledger)) // (2 * around.n_changes)
-        students = spread([c for c in front if c.architecture not in visited], affordable)
-        if not students:
+        fresh = spread([c for c in front if c.architecture not in visited], affordable)
+        visited.update(c.architecture for c in fresh)
+        # Once all singles are known, the rest of the budget is for pairs.
+        students = fresh or [c for c in front if c.architecture in visited]
+        n_pairs = end - len(ledger) if not fresh else len(fresh) * around.n_changes
+        found = _look(ledger, around, students, front, n_pairs)
+        before, front = front, front_of(list({c.architecture: c for c in [*front, *found]}.values()), objectives)
+        if not fresh and front == before:
             return front
-        visited.update(c.architecture for c in students)
-        found = _look(ledger, around, students, front)
-        front = front_of(list({c.architecture: c for c in [*front, *found]}.values()), objectives)
 
 
 def _look(
-    ledger: Ledger, around: Surroundings, students: Sequence[Candidate], front: Sequence[Candidate]
+    ledger: Ledger, around: Surroundings, students: Sequence[Candidate], front: Sequence[Candidate], n_pairs: int
 ) -> list[Candidate]:
-    """Return the feasible neighbours of some students of the front."""
+    """Return the feasible neighbours of some students of the front: all single ones, and so many pairs."""
+    if not students:
+        return []
     single = [around.singles(student.architecture) for student in students]
     neighbours = ledger.evaluate([arch for archs in single for arch in archs])
     rows = np.array_split(np.arange(len(neighbours)), np.cumsum([len(archs) for archs in single])[:-1])
     pairs = around.promising_pairs(students, [[neighbours[i] for i in row] for row in rows], front)
     known = set(ledger.architectures)
-    chosen: dict[Architecture, None] = {}
-    for arch in pairs:
-        if len(chosen) >= len(neighbours):
-            break
-        if arch not in known:
-            chosen[arch] = None
-    found = [*neighbours, *ledger.evaluate(list(chosen))]
+    fresh = dict.fromkeys(itertools.islice((arch for arch in pairs if arch not in known), max(0, n_pairs)))
+    found = [*neighbours, *ledger.evaluate(list(fresh))]
     return [c for c in found if around.constraints.are_kept_by(c)]
 
 

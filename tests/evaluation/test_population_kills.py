@@ -141,8 +141,8 @@ def check(folder, lives, kills):
     assert written.settings == whole.settings
 
 
-def test_killed_four_times_no_label_is_lost_or_recorded_twice(tmp_path):
-    check(tmp_path, killed(tmp_path, None, 4), 4)
+def test_killed_three_times_no_label_is_lost_or_recorded_twice(tmp_path):
+    check(tmp_path, killed(tmp_path, None, 3), 3)
 
 
 @pytest.mark.slow
