@@ -416,7 +416,7 @@ def measure_warm_start(budget: Budget, seed: int) -> dict[str, Any]:
         reference = reference_of(problem)
         for quantile in (1, 0.05):
             limit = problem.limit(quantile)
-            starts = {"none": [], "labelled": best_labelled(problem, limit, budget.population_size // 2)}
+            starts = {"none": [], "labelled": best_labelled(problem, limit, budget.population_size // 5)}
             for n in sorted({max(1, budget.n_generations // part) for part in (20, 5, 1)}):
                 rows = {
                     name: spread_of(

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 from . import search as room
 from ._errors import unknown_name
 from ._random import derive_seed
+from .evaluation import Label
+from .search.candidate import ACCURACIES
+from .search.objectives import front_of
 from .supernets import Architecture
 
 if TYPE_CHECKING:
     from .estimator import ProARDEstimator
+
+LIMITS = ("max_flops", "min_flops", "max_params", "min_natural_accuracy", "min_robust_accuracy")
+WARM_SHARE = 5  # one of so many in the first generation is a labelled student; more took from the variety
 
 
 def search(
@@ -23,6 +29,10 @@ def search(
         if name not in allowed:
             raise TypeError(str(unknown_name("search argument", name, allowed | {"verify"})))
     constraints = {"seed": derive_seed(estimator.seed_, "search"), "progress": estimator.progress, **constraints}
+    if "warm_start" not in constraints:
+        size = constraints.get("population_size", 100)
+        n = max(1, size // WARM_SHARE) if isinstance(size, int) else 1  # the search says what else is wrong with it
+        constraints["warm_start"] = _best_labelled(estimator, {"max_flops": max_flops, **constraints}, n)
     result = room.search(
         estimator.supernet_.space,
         estimator.predictor_.predict,
@@ -31,6 +41,23 @@ def search(
         **constraints,
     ).with_extractor(estimator.extract)
     return _verified(estimator, result, verify) if verify else result
+
+
+def _best_labelled(estimator: ProARDEstimator, limits: dict[str, Any], n: int) -> list[Architecture]:
+    """Return the best labelled students that keep the limits: the front, then the front of the rest, and so on."""
+    kept = room.Constraints(**{name: limits.get(name) for name in LIMITS})
+    left = [_labelled(estimator, label) for label in estimator.labels_.students]
+    left = [candidate for candidate in left if kept.are_kept_by(candidate)]
+    best: list[room.Candidate] = []
+    while left and len(best) < n:
+        best += front_of(left, ACCURACIES)
+        left = [candidate for candidate in left if candidate not in best]
+    return [candidate.architecture for candidate in best[:n]]
+
+
+def _labelled(estimator: ProARDEstimator, label: Label) -> room.Candidate:
+    cost = estimator._cost(label.architecture)
+    return room.Candidate(label.architecture, cost.macs, cost.params, label.natural_accuracy, label.robust_accuracy)
 
 
 def _verified(estimator: ProARDEstimator, result: room.SearchResult, k: int) -> room.SearchResult:

@@ -357,7 +357,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
             Passed to `proard_nas.search.search`: ``min_flops``, ``max_params``,
             ``max_latency_ms`` with ``latency``, ``min_natural_accuracy``,
             ``min_robust_accuracy``, ``objectives``, ``population_size``, ``n_generations``,
-            ``mutation_prob``, ``seed``, ``storage``, ``study_name``, ``warm_start``.
+            ``mutation_prob``, ``seed``, ``storage``, ``study_name``, ``refine``, ``warm_start``. By
+            default the best labelled students that keep the limits join the first generation.
 
         Returns
         -------

@@ -390,3 +390,19 @@ def test_defaults_are_the_papers():
     assert (defaults["batch_size"], defaults["attack_steps"], defaults["eval_steps"]) == (128, 10, 20)
     assert (defaults["eps"], defaults["step_size"]) == (8 / 255, 2 / 255)
     assert defaults["n_labels"] == 2000
+
+
+def test_the_best_labelled_students_that_keep_the_limits_join_the_first_generation(fitted):
+    space, labels = fitted.supernet_.space, fitted.labels_.students
+    trials = fitted.search(max_flops=1, **SEARCH).study.trials[: SEARCH["population_size"]]
+    first = {space.decode([trial.params[gene.name] for gene in space.genes]) for trial in trials}
+    kept = [label for label in labels if fitted.supernet_.cost(label.architecture, fitted.image_size_).macs <= 1e6]
+    figures = {label.architecture: (label.natural_accuracy, label.robust_accuracy) for label in kept}
+    joined = first & set(figures)
+    assert 1 <= len(joined) <= SEARCH["population_size"] // 5 + 2  # and perhaps the two ends of the space
+    for natural, robust in (figures[arch] for arch in joined - {space.smallest, space.largest}):
+        better = sum(n >= natural and r >= robust and (n, r) != (natural, robust) for n, r in figures.values())
+        assert better < SEARCH["population_size"] // 5
+    undominated = [a for a, (n, r) in figures.items()
+                   if not any(x >= n and y >= r and (x, y) != (n, r) for x, y in figures.values())]  # fmt: skip
+    assert joined & set(undominated)

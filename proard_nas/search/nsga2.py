@@ -98,8 +98,8 @@ def search(
         Architectures that join the first generation of this call. If there are more than fit, the best
         of them do. Those that have joined an earlier generation of a continued study do not again.
     refine : bool, default=True
-        Whether to refine the front: until it holds no student whose neighbours are unknown, with at
-        most as many predictions as the call's generations could take.
+        Whether to refine the front, with as many more predictions, at most, as the generations of this
+        call could take. In spaces that were enumerated it found the last of the true front's members.
     progress : bool, default=True
         Show a progress bar on a terminal.
 

@@ -24,6 +24,8 @@ Matrix = NDArray[np.float64]
 
 SLACK = 0.02
 """So far may the estimate of a pair break a limit, since it is no more than an estimate."""
+N_ROUNDS = 5
+"""Over about so many rounds is a budget spread that is left when the front's own neighbours are known."""
 MAX_COMPARED = 500
 """So many points of a front at most are estimates compared with."""
 
@@ -38,11 +40,11 @@ class Change(NamedTuple):
 def refine(
     ledger: Ledger, space: SearchSpace, objectives: Sequence[str], constraints: Constraints, budget: int
 ) -> list[Candidate]:
-    """Look at the neighbours of the front until no student of it has any that were not looked at.
+    """Look at the neighbours of the front, and then at those of the students nearest behind it.
 
-    All neighbours that differ by one gene are predicted, and as many of those that differ by two; when
-    there are no more of the former, the rest of the budget is for the latter. These are chosen by an
-    estimate: the sum of what the two changes do alone.
+    All neighbours that differ by one gene are predicted, and as many of those that differ by two. The
+    latter are chosen by an estimate: the sum of what the two changes do alone. Once the front's own
+    neighbours are known, those of the students nearest behind it follow, as long as the budget lasts.
 
     Parameters
     ----------
@@ -63,32 +65,33 @@ def refine(
     around = Surroundings(space, objectives, constraints)
     visited: set[Architecture] = set()
     end = len(ledger) + budget
-    while True:
-        affordable = max(0, end - len(ledger)) // (2 * around.n_changes)
-        fresh = spread([c for c in front if c.architecture not in visited], affordable)
-        visited.update(c.architecture for c in fresh)
-        # Once all singles are known, the rest of the budget is for pairs.
-        students = fresh or [c for c in front if c.architecture in visited]
-        n_pairs = end - len(ledger) if not fresh else len(fresh) * around.n_changes
-        found = _look(ledger, around, students, front, n_pairs)
-        before, front = front, front_of(list({c.architecture: c for c in [*front, *found]}.values()), objectives)
-        if not fresh and front == before:
-            return front
+    while front:
+        # Students whose neighbours are all known cost no predictions, but time.
+        still = budget // around.n_changes - len(visited)
+        affordable = max(0, min(still, (end - len(ledger)) // (2 * around.n_changes)))
+        students = spread([c for c in front if c.architecture not in visited], affordable)
+        if not students:
+            rest = [c for c in ledger.candidates if c.architecture not in visited]
+            students = around.nearest(rest, front, min(affordable, 1 + budget // (2 * around.n_changes * N_ROUNDS)))
+        if not students:
+            break
+        visited.update(c.architecture for c in students)
+        found = _look(ledger, around, students, front)
+        front = front_of(list({c.architecture: c for c in [*front, *found]}.values()), objectives)
+    return front
 
 
 def _look(
-    ledger: Ledger, around: Surroundings, students: Sequence[Candidate], front: Sequence[Candidate], n_pairs: int
+    ledger: Ledger, around: Surroundings, students: Sequence[Candidate], front: Sequence[Candidate]
 ) -> list[Candidate]:
-    """Return the feasible neighbours of some students of the front: all single ones, and so many pairs."""
-    if not students:
-        return []
+    """Return the feasible neighbours of some students: all single ones, and as many pairs."""
     single = [around.singles(student.architecture) for student in students]
     neighbours = ledger.evaluate([arch for archs in single for arch in archs])
     rows = np.array_split(np.arange(len(neighbours)), np.cumsum([len(archs) for archs in single])[:-1])
     pairs = around.promising_pairs(students, [[neighbours[i] for i in row] for row in rows], front)
     known = set(ledger.architectures)
-    fresh = dict.fromkeys(itertools.islice((arch for arch in pairs if arch not in known), max(0, n_pairs)))
-    found = [*neighbours, *ledger.evaluate(list(fresh))]
+    chosen = dict.fromkeys(itertools.islice((arch for arch in pairs if arch not in known), len(neighbours)))
+    found = [*neighbours, *ledger.evaluate(list(chosen))]
     return [c for c in found if around.constraints.are_kept_by(c)]
 
 
@@ -124,6 +127,12 @@ class Surroundings:
         """Return one architecture for each of `changes`; that of an absent block's gene is the same again."""
         return [self.changed(architecture, change) for change in self.changes(architecture)]
 
+    def nearest(self, candidates: Sequence[Candidate], front: Sequence[Candidate], n: int) -> list[Candidate]:
+        """Return the ``n`` candidates that are least behind the front and break no limit by much."""
+        near = [c for c in candidates if all(v <= SLACK for v in self.constraints.violations(c).values())]
+        order = np.argsort(self._gaps(losses(near, self.objectives), front), kind="stable")
+        return [near[i] for i in order[:n]]
+
     def promising_pairs(
         self, students: Sequence[Candidate], singles: Sequence[Sequence[Candidate]], front: Sequence[Candidate]
     ) -> Iterator[Architecture]:
@@ -136,13 +145,10 @@ class Surroundings:
             For each student, the candidates of `singles`.
         front : sequence of Candidate
         """
-        points = losses(spread(front, MAX_COMPARED), self.objectives)
-        scale = np.ptp(points, axis=0)
-        scale[scale == 0] = 1.0
         changes = [self.changes(student.architecture) for student in students]
         rows: list[Matrix] = []
         for place, (student, ones) in enumerate(zip(students, singles, strict=True)):
-            first, second, gap = self._pairs(student, ones, changes[place], points, scale)
+            first, second, gap = self._pairs(student, ones, changes[place], front)
             rows.append(np.column_stack([gap, np.full(len(gap), place), first, second]))
         table = np.concatenate(rows)
         for place, first, second in table[np.argsort(table[:, 0], kind="stable"), 1:].astype(int):
@@ -154,8 +160,7 @@ class Surroundings:
         student: Candidate,
         ones: Sequence[Candidate],
         changes: Sequence[Change],
-        points: Matrix,
-        scale: Matrix,
+        front: Sequence[Candidate],
     ) -> tuple[NDArray[np.intp], NDArray[np.intp], Matrix]:
         """Return the two changes of each pair, and how far the estimate is behind the front: below 0 it is not."""
         gene = np.array([change.gene for change in changes])
@@ -168,9 +173,16 @@ class Surroundings:
         values, broken = self._estimated(student, ones, first, second)
         kept = (broken <= SLACK).all(axis=1)
         first, second, values = first[kept], second[kept], values[kept]
-        behind = [(values[:, k, None] - points[:, k]) / scale[k] for k in range(points.shape[1])]
-        gap: Matrix = np.minimum.reduce(behind).max(axis=1)
-        return first, second, gap
+        return first, second, self._gaps(values, front)
+
+    def _gaps(self, values: Matrix, front: Sequence[Candidate]) -> Matrix:
+        """Return how far each row is behind the front, in its extent: by how much some point beats it at the least."""
+        points = losses(spread(front, MAX_COMPARED), self.objectives)
+        extent = np.ptp(points, axis=0)
+        extent[extent == 0] = 1.0
+        ahead = [(values[:, k, None] - points[:, k]) / extent[k] for k in range(points.shape[1])]
+        gaps: Matrix = np.minimum.reduce(ahead).max(axis=1)
+        return gaps
 
     def _estimated(
         self, student: Candidate, ones: Sequence[Candidate], first: NDArray[np.intp], second: NDArray[np.intp]

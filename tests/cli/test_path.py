@@ -68,7 +68,13 @@ def test_every_argument_of_the_search_has_a_flag_that_reaches_it(fitted, monkeyp
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     flags += ["--objectives", "macs", "robust_accuracy", "--no-progress", "--warm-start", json.dumps([arch.to_dict()])]
     assert main(["search", "--estimator", str(fitted), *flags]) == 1
-    expected = {**given, "objectives": ["macs", "robust_accuracy"], "progress": False, "warm_start": [arch]}
+    expected = {
+        **given,
+        "objectives": ["macs", "robust_accuracy"],
+        "progress": False,
+        "refine": True,
+        "warm_start": [arch],
+    }
     assert seen == expected
     assert set(inspect.signature(search).parameters) - set(seen) == {"space", "predict", "cost", "latency"}
 

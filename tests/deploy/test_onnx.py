@@ -105,11 +105,11 @@ def test_the_file_says_what_it_is(student, exported):
 
 def test_the_evaluation_measures_the_file_as_it_does_the_student(student, exported, images):
     x = images(student, 40)
-    y = torch.arange(40) % 3
+    predicted = torch.from_numpy(run(exported, x)).argmax(1)
+    y = torch.where(torch.arange(40) % 3 > 0, predicted, (predicted + 1) % 10)
     source = ArraySource(x, y)
     figures = [evaluate(net, source, "natural").accuracy for net in (student, OnnxNetwork(exported, threads=1))]
-    right = (torch.from_numpy(run(exported, x)).argmax(1) == y).sum()
-    assert figures[0] == figures[1] == int(right) / 40 > 0
+    assert figures[0] == figures[1] == 26 / 40
 
 
 def test_a_file_has_no_gradients_and_says_so(student, exported, images):

@@ -99,7 +99,8 @@ def nursery(folder, n_jobs, kills, seconds):
     while not out.exists():
         before = whole_lines(record)
         more = kills > sum(life["killed"] for life in lives)
-        wanted, delay = (len(before) + draw.choice((0, 1, 2)), draw.uniform(0, 0.1)) if more else (10**9, 0)
+        wanted = len(before) + (2, 0, 1)[len(lives) % 3] if more else 10**9
+        delay = draw.uniform(0, 0.1)
         pid = fork(STUDENTS_A_KILL * kills, n_jobs, record, out)
         try:
             killed = live(pid, record, wanted, delay, end)
@@ -127,11 +128,11 @@ def killed(folder, n_jobs, kills, seconds=DEADLINE):
 
 
 def check(folder, lives, kills):
-    n_students = STUDENTS_A_KILL * kills
+    n_students = STUDENTS_A_KILL * kills  # each has a line, after that of the settings
     assert sum(life["killed"] for life in lives) >= kills
     assert all(life["kept"] for life in lives), "a whole line was lost or changed"
     assert [life["before"] for life in lives[1:]] == [life["after"] for life in lives[:-1]]
-    assert sum(0 < life["after"] < n_students for life in lives) >= kills / 2, "too few died on the way"
+    assert sum(1 < life["after"] <= n_students for life in lives) >= kills / 2, "too few died on the way"
     written = Labels.load(folder / "labels.jsonl")
     assert len(written) == len(set(written.architectures)) == n_students
     whole = label(n_students)

@@ -135,6 +135,47 @@ def test_an_estimate_that_is_right_ranks_as_the_truth():
     assert accuracies[0] == max(accuracies)
 
 
+def test_the_nearest_are_those_least_behind_the_front_that_break_no_limit_by_much(ledger):
+    around = Surroundings(SPACE, OBJECTIVES, Constraints(max_flops=1.7))
+    candidates = ledger.evaluate(list(SPACE))
+    front = refine(ledger, SPACE, OBJECTIVES, Constraints(max_flops=1.7), budget=0)
+    rest = [c for c in candidates if c not in front]
+    naturals, robusts = [c.natural_accuracy for c in front], [c.robust_accuracy for c in front]
+    extents = max(naturals) - min(naturals), max(robusts) - min(robusts)
+
+    def gap(c):
+        """The least by which the front would have to fall, in its extent, for the candidate to be level with it."""
+        pairs = zip(naturals, robusts, strict=True)
+        return max(min((n - c.natural_accuracy) / extents[0], (r - c.robust_accuracy) / extents[1]) for n, r in pairs)
+
+    found = around.nearest(rest, front, 40)
+    allowed = [c for c in rest if c.mmacs <= 1.7 * 1.02]
+    assert len(set(found)) == 40 and set(found) <= set(allowed)
+    gaps = [gap(c) for c in found]
+    assert gaps == pytest.approx(sorted(map(gap, allowed))[:40])
+    assert any(c.mmacs > 1.7 for c in found)
+
+
+def test_what_is_left_of_the_budget_leads_on_from_behind_the_front():
+    """Two blocks that help only together with a third: no member of the front is within two changes."""
+    space = SearchSpace(depths=(0,), base_depths=(4,), expand_ratios=(0.2, 0.35))
+
+    def wide(arch):
+        return sum(r > 0.3 for r in arch.expand_ratio[0])
+
+    def trap(archs):
+        natural = [{0: 0.6, 1: 0.58, 2: 0.56, 3: 0.54, 4: 0.9}[wide(a)] for a in archs]
+        return np.column_stack([natural, np.full(len(archs), 0.5)])
+
+    def found(budget):
+        ledger = Ledger(trap, lambda arch: Cost(1 + wide(arch), 1))
+        ledger.evaluate([space.smallest])
+        return [c.architecture for c in refine(ledger, space, OBJECTIVES, Constraints(), budget)]
+
+    assert found(8) == [space.smallest]
+    assert found(40) == [space.largest]
+
+
 def test_spread_takes_both_ends_and_no_more_than_asked_for():
     assert spread(range(10), 4) == [0, 3, 6, 9]
     assert spread(range(3), 5) == [0, 1, 2]

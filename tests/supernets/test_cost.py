@@ -61,6 +61,12 @@ def test_costs_of_random_architectures_are_those_of_the_running_networks(shape):
     if shape.default_cfg["architecture"] in LARGE:
         assert_costs_are_those_of_running_networks(shape, 3, "meta")
     else:
+        assert_costs_are_those_of_running_networks(shape, 20, "cpu")
+
+
+@pytest.mark.slow
+def test_costs_of_200_random_architectures_are_those_of_the_running_networks(shape):
+    if shape.default_cfg["architecture"] not in LARGE:
         assert_costs_are_those_of_running_networks(shape, 200, "cpu")
 
 
