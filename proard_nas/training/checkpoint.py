@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from proard_nas import distributed
 from proard_nas._folders import sync_folder, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,9 @@ class CheckpointStore:
         self._damaged: set[Path] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._claim(json.loads(json.dumps(settings)))
-        for path in self.folder.glob(f"{TEMPORARY}*"):
-            _remove(path)
+        if distributed.is_main():  # which alone writes: what another process finds may be on its way
+            for path in self.folder.glob(f"{TEMPORARY}*"):
+                _remove(path)
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], good: bool = False) -> Path:
         """Write a checkpoint, then remove those that are no longer needed.
