@@ -117,23 +117,11 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Return what the figures ran on."""
-    described = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
+    from proard_nas.deploy._machine import machine as described
+
+    return {
+        **described(),
         "threads": torch.get_num_threads(),
         "keeps_freed_memory": KEEP_MEMORY.items() <= os.environ.items(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
     }
-    if torch.cuda.is_available():
-        described["gpu"] = torch.cuda.get_device_name()
-    return described
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _images
 import _record
 import safetensors.torch
 import timm
@@ -34,10 +35,10 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from proard_nas import Architecture, Supernet, distributed, quickstart
+from proard_nas import Architecture, Supernet, distributed
 from proard_nas._random import derive_seed
 from proard_nas.attacks import EPS, STEP_SIZE, seeded
-from proard_nas.data import ArraySource, load_npz
+from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings, Labels, calibrate, label_students
 from proard_nas.evaluation.population import label_student
 from proard_nas.evaluation.proxy import ProxyReport
@@ -154,19 +155,9 @@ class Setting:
 
 def load(experiment: Experiment) -> Data:
     """Draw the images from the training part."""
-    if experiment.data == "digits":
-        (x, y), _ = quickstart.digits(experiment.seed)
-    else:
-        arrays = load_npz(str(experiment.file))
-        x, y = arrays.x_train, arrays.y_train
-    source = ArraySource(torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.int64))
-    budget = experiment.budget
-    wanted = budget.n_train + budget.n_images
-    if len(source) < wanted:
-        raise ValueError(f"{experiment.data} has {len(source)} training images; allowed: at least {wanted}")
-    drawn = source.head(wanted, seed=experiment.seed)
-    train = drawn.take(range(budget.n_train))
-    return Data(train, drawn.take(range(budget.n_train, wanted)), train.x[: budget.n_calibration])
+    b = experiment.budget
+    train, labelled = _images.training_parts(experiment.data, experiment.file, b.n_train, b.n_images, experiment.seed)
+    return Data(train, labelled, train.x[: b.n_calibration])
 
 
 def trained(experiment: Experiment, data: Data) -> Supernet:

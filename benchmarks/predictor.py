@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _images
 import _record
 import _robustness
 import numpy as np
@@ -34,9 +35,9 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from proard_nas import Architecture, ProARDEstimator, quickstart
+from proard_nas import Architecture, ProARDEstimator
 from proard_nas.attacks import EPS, STEP_SIZE
-from proard_nas.data import ArraySource, load_npz
+from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings, Labels, label_students
 from proard_nas.search import AccuracyPredictor, choose_architectures, search
 from proard_nas.search.sampler import first_generation
@@ -156,17 +157,7 @@ SEEDS = {"smoke": (0,), "laptop": (0, 1, 2), "long": (0, 1, 2)}
 
 def load(data: str, file: str | None, budget: Budget) -> tuple[ArraySource, ArraySource]:
     """Return images to train on and to label on, both from the training split."""
-    if data == "digits":
-        (x, y), _ = quickstart.digits(0)
-    else:
-        arrays = load_npz(str(file))
-        x, y = arrays.x_train, arrays.y_train
-    source = ArraySource(torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(np.asarray(y), dtype=torch.int64))
-    wanted = budget.n_train + budget.n_val
-    if len(source) < wanted:
-        raise ValueError(f"{data} has {len(source)} training images, {wanted} were asked for")
-    drawn = source.head(wanted, seed=0)
-    return drawn.take(range(budget.n_train)), drawn.take(range(budget.n_train, wanted))
+    return _images.training_parts(data, file, budget.n_train, budget.n_val, seed=0)
 
 
 @dataclasses.dataclass(frozen=True)

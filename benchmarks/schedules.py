@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _images
 import _record
 import _robustness
 import numpy as np
@@ -242,11 +243,7 @@ def _npz(experiment: Experiment, seed: int) -> tuple[ArraySource, ArraySource]:
     arrays = load_npz(str(experiment.file))
     if arrays.x_test is None:
         raise ValueError(f"{experiment.file} holds no x_test and y_test, which the final figures are taken on")
-    return _source(arrays.x_train, arrays.y_train), _source(arrays.x_test, arrays.y_test)
-
-
-def _source(x: Any, y: Any) -> ArraySource:
-    return ArraySource(torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(np.asarray(y), dtype=torch.int64))
+    return _images.source_of(arrays.x_train, arrays.y_train), _images.source_of(arrays.x_test, arrays.y_test)
 
 
 def _synthetic(experiment: Experiment, seed: int) -> tuple[ArraySource, ArraySource]:

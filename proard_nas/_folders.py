@@ -1,4 +1,4 @@
-"""Folders written whole or not at all, checksums of their files, and JSON read with errors that name the file."""
+"""Files and folders written whole or not at all, checksums, and JSON read with errors that name the file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Sequence
@@ -17,7 +18,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-Folder = str | os.PathLike[str]
+FilePath = str | os.PathLike[str]
+Folder = FilePath
 
 CHECKSUMS = "checksums.json"
 # What reading values of the wrong kind or shape raises; anything else is not the file's fault.
@@ -111,6 +113,36 @@ def _take_place(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_file(path: FilePath) -> Iterator[Path]:
+    """Give a temporary file to write to, beside ``path``, which takes its place once all went well.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    IsADirectoryError
+        If the path is a folder.
+    OSError
+        If nothing can be written there.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a file in it")
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write into the folder {path.parent}: {error.strerror}") from error
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file and wait until it is on the disk, so that a full disk is noticed here."""
     with path.open("wb") as file:
@@ -135,10 +167,30 @@ def write_json(path: Path, data: Any, *, strict: bool = True) -> None:
         If the data hold what has no form in JSON; names the file.
     """
     try:
-        text = json.dumps(data, indent=1, default=_plain, allow_nan=not strict)
+        text = json.dumps(data, indent=1, default=plain, allow_nan=not strict)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name} cannot be written as JSON: {error}") from error
     write_bytes(path, text.encode())
+
+
+def plain(value: Any) -> Any:
+    """Return a number or array of NumPy as JSON has it: the ``default=`` of `json.dumps`."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no form in JSON")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut."""
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_checksums(folder: Path, names: Sequence[str]) -> None:
@@ -233,22 +285,3 @@ def naming(path: Path) -> Iterator[None]:
 
 def _checksum(data: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{value!r} of type {type(value).__name__} has no form in JSON")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut."""
-    if os.name == "nt":  # a folder cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -61,8 +61,7 @@ def _labelled(estimator: ProARDEstimator, label: Label) -> room.Candidate:
 
 
 def _verified(estimator: ProARDEstimator, result: room.SearchResult, k: int) -> room.SearchResult:
-    ranked = sorted(result.front, key=lambda candidate: candidate.mean_accuracy, reverse=True)
-    return result.with_measured({c.architecture: _measured(estimator, c.architecture) for c in ranked[:k]})
+    return result.with_measured({c.architecture: _measured(estimator, c.architecture) for c in result.most_accurate(k)})
 
 
 def _measured(estimator: ProARDEstimator, arch: Architecture) -> dict[str, Any]:

@@ -74,9 +74,8 @@ def run(arguments: argparse.Namespace) -> Report:
 
 def verified(estimator: ProARDEstimator, result: SearchResult, k: int, X: Any, y: Any) -> SearchResult:
     """Return the result with figures of its k best students, measured on validation data."""
-    ranked = sorted(result.front, key=lambda candidate: candidate.mean_accuracy, reverse=True)
     measured: dict[Architecture, dict[str, float | int | str]] = {}
-    for candidate in ranked[:k]:
+    for candidate in result.most_accurate(k):
         student = estimator.extract(candidate.architecture)
         natural = estimator.evaluate(X, y, student=student, attack="natural")
         robust = estimator.evaluate(X, y, student=student, attack="pgd")

@@ -1,15 +1,12 @@
-"""What all exports share: the network that is exported, a file written whole or not at all, optional packages."""
+"""What all exports share: the network that is exported, optional packages, silence."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import io
-import os
-import secrets
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,7 +16,6 @@ from torch import Tensor, nn
 from proard_nas.evaluation.calibration import require_calibrated
 from proard_nas.supernets import StudentNet, Supernet
 
-FilePath = str | os.PathLike[str]
 BATCH_SIZES = (1, 2, 7)  # that an exported file is compared with PyTorch on
 
 
@@ -73,36 +69,6 @@ def example_images(student: StudentNet, n: int) -> Tensor:
     """Return random images in [0, 1], the same on each call, of the size that a student was made for."""
     size = student.pretrained_cfg["input_size"][1:]
     return torch.rand(n, student.in_chans, *size, generator=torch.Generator().manual_seed(n))
-
-
-@contextlib.contextmanager
-def whole_file(path: FilePath) -> Iterator[Path]:
-    """Give a temporary file to write to, beside ``path``, which takes its place once all went well.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder does not exist.
-    IsADirectoryError
-        If the path is a folder.
-    OSError
-        If nothing can be written there.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a file in it")
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot write into the folder {path.parent}: {error.strerror}") from error
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchattacks import PGD
 
+from proard_nas._folders import FilePath
 from proard_nas._random import derive_seed
 from proard_nas.attacks import EPS, STEP_SIZE, WorstCasePGD, attack_steps, run_attack
 from proard_nas.data import Source
@@ -22,7 +23,6 @@ from proard_nas.evaluation import AttackSettings, Evaluation, evaluate
 from proard_nas.evaluation.accuracy import NATURAL, predict_logits, versions
 from proard_nas.supernets import StudentNet
 
-from ._exporting import FilePath
 from ._machine import machine
 from ._timing import time_in_turn
 from .onnx import agrees, onnx_difference

@@ -11,7 +11,7 @@ import numpy as np
 import timm
 import torch
 
-from proard_nas._folders import write_json
+from proard_nas._folders import whole_file, write_json
 from proard_nas.supernets import Architecture, Supernet
 
 from ._comparing import compare
@@ -205,12 +205,8 @@ class LatencyTable:
         """Write the table as JSON; the file is there whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{os.getpid()}")
-        try:
+        with whole_file(path) as temporary:
             write_json(temporary, self.to_dict())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], supernet: Supernet | None = None) -> LatencyTable:

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 import proard_nas
+from proard_nas._folders import FilePath, plain, whole_file
 from proard_nas.evaluation.accuracy import versions
 from proard_nas.supernets import StudentNet
 from proard_nas.supernets.saving import check_metadata
 
-from ._exporting import BATCH_SIZES, FilePath, example_images, frozen, quiet, require, whole_file
+from ._exporting import BATCH_SIZES, example_images, frozen, quiet, require
 from .onnx_network import OnnxNetwork
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def as_properties(facts: Mapping[str, Any]) -> dict[str, str]:
     texts = {}
     for key, value in facts.items():
         try:
-            texts[str(key)] = value if isinstance(value, str) else json.dumps(value, default=_plain, allow_nan=False)
+            texts[str(key)] = value if isinstance(value, str) else json.dumps(value, default=plain, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"metadata {key!r} cannot be kept in an ONNX file: {error}; allowed: JSON") from error
     return texts
@@ -233,12 +233,6 @@ def _check_file(path: Path, network: StudentNet) -> None:
             f"the ONNX file's logits differ from PyTorch's by {difference:.2g} (largest logit {largest:.2g}); "
             f"allowed: {TOLERANCE:g}. Nothing was written"
         )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{value!r} of type {type(value).__name__} is no JSON")
 
 
 def _from_json(text: str) -> Any:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._exporting import FilePath, require
+from proard_nas._folders import FilePath
+
+from ._exporting import require
 
 
 class OnnxNetwork(nn.Module):

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
+from proard_nas._folders import FilePath, whole_file
 from proard_nas.supernets import StudentNet
 
-from ._exporting import FilePath, example_images, frozen, quiet, require, whole_file
+from ._exporting import example_images, frozen, quiet, require
 
 LARGEST_BATCH = 2**16
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from proard_nas._errors import check_name
+from proard_nas._folders import FilePath, whole_file
 
-from ._exporting import FilePath, quiet, require, whole_file
+from ._exporting import quiet, require
 from .onnx import as_properties, onnx_metadata, set_properties, strip
 
 # "Entropy" is left out: with onnxruntime's number of bins it has one candidate, the whole range.

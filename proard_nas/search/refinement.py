@@ -89,8 +89,7 @@ def _look(
     neighbours = ledger.evaluate([arch for archs in single for arch in archs])
     rows = np.array_split(np.arange(len(neighbours)), np.cumsum([len(archs) for archs in single])[:-1])
     pairs = around.promising_pairs(students, [[neighbours[i] for i in row] for row in rows], front)
-    known = set(ledger.architectures)
-    chosen = dict.fromkeys(itertools.islice((arch for arch in pairs if arch not in known), len(neighbours)))
+    chosen = dict.fromkeys(itertools.islice((arch for arch in pairs if arch not in ledger), len(neighbours)))
     found = [*neighbours, *ledger.evaluate(list(chosen))]
     return [c for c in found if around.constraints.are_kept_by(c)]
 
@@ -130,7 +129,7 @@ class Surroundings:
     def nearest(self, candidates: Sequence[Candidate], front: Sequence[Candidate], n: int) -> list[Candidate]:
         """Return the ``n`` candidates that are least behind the front and break no limit by much."""
         near = [c for c in candidates if all(v <= SLACK for v in self.constraints.violations(c).values())]
-        order = np.argsort(self._gaps(losses(near, self.objectives), front), kind="stable")
+        order = np.argsort(self._gaps(losses(near, self.objectives), self._compared(front)), kind="stable")
         return [near[i] for i in order[:n]]
 
     def promising_pairs(
@@ -147,8 +146,9 @@ class Surroundings:
         """
         changes = [self.changes(student.architecture) for student in students]
         rows: list[Matrix] = []
+        points = self._compared(front)
         for place, (student, ones) in enumerate(zip(students, singles, strict=True)):
-            first, second, gap = self._pairs(student, ones, changes[place], front)
+            first, second, gap = self._pairs(student, ones, changes[place], points)
             rows.append(np.column_stack([gap, np.full(len(gap), place), first, second]))
         table = np.concatenate(rows)
         for place, first, second in table[np.argsort(table[:, 0], kind="stable"), 1:].astype(int):
@@ -160,7 +160,7 @@ class Surroundings:
         student: Candidate,
         ones: Sequence[Candidate],
         changes: Sequence[Change],
-        front: Sequence[Candidate],
+        points: Matrix,
     ) -> tuple[NDArray[np.intp], NDArray[np.intp], Matrix]:
         """Return the two changes of each pair, and how far the estimate is behind the front: below 0 it is not."""
         gene = np.array([change.gene for change in changes])
@@ -173,11 +173,15 @@ class Surroundings:
         values, broken = self._estimated(student, ones, first, second)
         kept = (broken <= SLACK).all(axis=1)
         first, second, values = first[kept], second[kept], values[kept]
-        return first, second, self._gaps(values, front)
+        return first, second, self._gaps(values, points)
 
-    def _gaps(self, values: Matrix, front: Sequence[Candidate]) -> Matrix:
+    def _compared(self, front: Sequence[Candidate]) -> Matrix:
+        """Return the points of the front that others are compared with."""
+        return losses(spread(front, MAX_COMPARED), self.objectives)
+
+    @staticmethod
+    def _gaps(values: Matrix, points: Matrix) -> Matrix:
         """Return how far each row is behind the front, in its extent: by how much some point beats it at the least."""
-        points = losses(spread(front, MAX_COMPARED), self.objectives)
         extent = np.ptp(points, axis=0)
         extent[extent == 0] = 1.0
         ahead = [(values[:, k, None] - points[:, k]) / extent[k] for k in range(points.shape[1])]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from proard_nas._folders import whole_file, write_bytes
 from proard_nas.supernets.space import Architecture
 
 from .candidate import ACCURACIES, Candidate
@@ -209,6 +209,10 @@ class SearchResult:
         candidate = self.best if i is None else self.front[i]
         return self.extractor(candidate.architecture)
 
+    def most_accurate(self, k: int) -> list[Candidate]:
+        """Return the ``k`` students of the front with the highest mean of both accuracies, the best first."""
+        return sorted(self.front, key=lambda candidate: candidate.mean_accuracy, reverse=True)[:k]
+
     # -- adding to it -----------------------------------------------------------------------
 
     def with_extractor(self, extractor: Extractor) -> SearchResult:
@@ -292,18 +296,9 @@ class SearchResult:
             A file in an existing folder; one that exists is replaced.
         """
         text = json.dumps(self.to_dict(), allow_nan=False, indent=1)
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)  # mkstemp lets nobody else read it
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with whole_file(path) as temporary:
+            write_bytes(temporary, text.encode())
+            temporary.chmod(0o644)  # readable for all, whatever the umask
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], extractor: Extractor | None = None) -> SearchResult:
