@@ -352,27 +352,40 @@ def test_a_table_of_another_network_is_refused(table, tmp_path, args, named):
 # -- measuring --------------------------------------------------------------------------------
 
 
-def test_groups_hold_everything_once_and_no_more_than_fits(monkeypatch):
-    monkeypatch.setattr(_measuring, "GROUP_PARAMS", 100)
+def test_groups_hold_everything_once_and_no_more_than_fits():
     params = np.random.default_rng(0).integers(1, 60, 50).tolist()
     params.append(500)
-    groups = _measuring._grouped(params)
-    assert sorted(i for group in groups for i in group) == list(range(51))
-    assert all(len(group) == 1 or sum(params[i] for i in group) <= 100 for group in groups)
-    assert all(group == sorted(group) for group in groups)
+    first, second = (_measuring._grouped(params, 100, seed) for seed in (0, 1))
+    for groups in (first, second):
+        assert sorted(i for group in groups for i in group) == list(range(51))
+        assert all(len(group) == 1 or sum(params[i] for i in group) <= 100 for group in groups)
+        assert all(group == sorted(group) for group in groups)
+    assert first != second
 
 
 def test_groups_measured_at_another_speed_are_set_right():
-    truth = np.array([1.0, 2.0, 3.0, 4.0])
-    groups = [np.tile([*truth[:2], 7.0], (5, 1)), 1.5 * np.tile([truth[2], 7.0], (6, 1)),
-              np.tile([truth[3], 7.0], (5, 1))]  # fmt: skip
-    times = np.concatenate(_measuring._at_one_speed(groups), axis=1)
-    np.testing.assert_allclose(times, np.tile(truth, (5, 1)))
+    """With three groups of either pass at speeds of their own, ratios come out as they are."""
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(1, 9, 30)
+    memberships = [rng.integers(3, size=30) for _ in range(2)]
+    speeds = rng.uniform(0.8, 1.2, (2, 3))
+    passes = [np.tile(truth * speed[members], (5, 1)) for speed, members in zip(speeds, memberships, strict=True)]
+    times = _measuring._at_one_speed(passes, memberships)
+    assert times.shape == (10, 30)
+    np.testing.assert_allclose(times / times[0, 0], np.tile(truth / truth[0], (10, 1)), rtol=1e-6)
+
+
+def test_as_much_is_held_in_memory_as_there_is_room(monkeypatch):
+    assert _measuring._room() >= _measuring.LEAST_ROOM
+    monkeypatch.setattr(_measuring.Path, "read_text", lambda self: "MemTotal: 9 kB\nMemAvailable: 20000000 kB\n")
+    assert _measuring._room() == 1_024_000_000
+    monkeypatch.setattr(_measuring.Path, "read_text", lambda self: "nothing of the kind")
+    assert _measuring._room() == _measuring.LEAST_ROOM
 
 
 def test_each_time_belongs_to_its_part_or_student(net, monkeypatch):
     """With a clock that tells sizes: what is timed is as long as its number of parameters."""
-    monkeypatch.setattr(_measuring, "GROUP_PARAMS", 60_000)
+    monkeypatch.setattr(_measuring, "_room", lambda: 60_000)
     monkeypatch.setattr(
         _measuring, "make_run", lambda network, *_: lambda: sum(p.numel() for p in network.parameters())
     )
@@ -383,8 +396,8 @@ def test_each_time_belongs_to_its_part_or_student(net, monkeypatch):
     archs = net.space.sample_distinct(5, seed=1)
     setting = _measuring.Setting("torch", 1, 1, "wall", SIZE)
     parts, students = _measuring.measure(net, found, archs, setting, 3, 1.0)
-    assert parts.tolist() == [[one.part.params for one in found]] * 3
-    assert students.tolist() == [[net.cost(arch).params for arch in archs]] * 3
+    assert parts.tolist() == [[one.part.params for one in found]] * 4  # two rounds in each pass
+    assert students.tolist() == [[net.cost(arch).params for arch in archs]] * 4
 
 
 @pytest.mark.parametrize("runtime", [pytest.param("onnxruntime", marks=pytest.mark.slow), "torch"])
