@@ -118,6 +118,7 @@ def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:
         epochs=estimator.epochs,
         lr=estimator.lr,
         own_teacher=estimator.teacher is not None,
+        anneal=estimator.anneal,
     )
 
 

@@ -60,6 +60,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     lr : float, default=None
         Peak learning rate of every stage of a named schedule (SGD, cosine to zero); None keeps
         the schedule's own, 0.01 for the paper's.
+    anneal : {'stage', 'whole'}, default='stage'
+        Whether each stage of a named schedule has a cosine of its own, or all share one.
     momentum : float, default=0.9
     weight_decay : float, default=2e-4
     eps : float, default=8/255
@@ -166,6 +168,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         teacher: Any = None,
         batch_size: int = 128,
         lr: float | None = None,
+        anneal: str = "stage",
         momentum: float = 0.9,
         weight_decay: float = 2e-4,
         eps: float = EPS,
@@ -204,6 +207,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         self.teacher = teacher
         self.batch_size = batch_size
         self.lr = lr
+        self.anneal = anneal
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.eps = eps
@@ -494,12 +498,21 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
 
     # -- saving -------------------------------------------------------------------------------
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save supernet, labels, predictor and settings to a folder; nothing is pickled."""
+    def save(self, folder: str | os.PathLike[str], *, dtype: str | None = None) -> None:
+        """Save supernet, labels, predictor and settings to a folder; nothing is pickled.
+
+        Parameters
+        ----------
+        folder : path
+            Made, or replaced if it holds a saved estimator and nothing else.
+        dtype : {'float32', 'float16', 'bfloat16'}, default=None
+            Number format of the supernet's stored weights; None is their own, and nothing is lost.
+            With any, the predictor's numbers keep six digits.
+        """
         from ._estimator_io import save_estimator
 
         check_is_fitted(self, "predictor_")
-        save_estimator(self, folder)
+        save_estimator(self, folder, dtype)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -507,6 +520,30 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         from ._estimator_io import load_estimator
 
         return load_estimator(cls, folder)
+
+    @classmethod
+    def from_pretrained(cls, model: str = "proard_dyn_resnet_small") -> Self:
+        """Return the trained estimator that comes with the library for a supernet; needs no network.
+
+        Parameters
+        ----------
+        model : str, default='proard_dyn_resnet_small'
+            ``proard_nas.PRETRAINED`` lists the supernets that there is one for.
+
+        Raises
+        ------
+        ValueError
+            If there is none; names those there are.
+
+        Examples
+        --------
+        >>> from proard_nas import ProARDEstimator
+        >>> est = ProARDEstimator.from_pretrained('proard_dyn_resnet_small')   # doctest: +SKIP
+        >>> student = est.search(max_flops=10).extract()                       # doctest: +SKIP
+        """
+        from . import _shipped
+
+        return cls.load(_shipped.folder(model))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

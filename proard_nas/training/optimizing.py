@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -15,8 +15,8 @@ from .stage import Stage
 
 def make_optimizer(
     network: nn.Module, stage: Stage, settings: TrainSettings, n_steps: int, lr_scale: float
-) -> tuple[torch.optim.Optimizer, Any]:
-    """Return SGD for a network and its schedule over the stage: a linear warm-up, then a cosine to zero.
+) -> tuple[torch.optim.Optimizer, Callable[[int], None]]:
+    """Return SGD for a network and its schedule over the stage: a linear warm-up, then the stage's part of a cosine.
 
     Parameters
     ----------
@@ -30,9 +30,11 @@ def make_optimizer(
 
     Returns
     -------
-    (torch.optim.Optimizer, timm.scheduler.scheduler.Scheduler)
-        ``scheduler.step_update(n)`` sets the learning rate of the stage's n-th step, counted from 0.
+    (torch.optim.Optimizer, callable)
+        The latter sets the learning rate of the stage's n-th step, counted from 0.
     """
+    start, end = stage.anneal
+    whole = stage.epochs / (end - start)
     optimizer = create_optimizer_v2(
         network,
         opt="sgd" if stage.nesterov else "momentum",
@@ -46,11 +48,16 @@ def make_optimizer(
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
-        num_epochs=stage.epochs,
+        num_epochs=whole,  # type: ignore[arg-type]
         warmup_epochs=stage.warmup,  # type: ignore[arg-type]
         warmup_lr=stage.lr / max(1.0, stage.warmup * n_steps),
         min_lr=0.0,
         step_on_epochs=False,
         updates_per_epoch=n_steps,
     )
-    return optimizer, scheduler
+
+    def set_lr(update: int) -> None:
+        assert scheduler is not None
+        scheduler.step_update(round(start * whole * n_steps) + update)
+
+    return optimizer, set_lr

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
-from proard_nas._errors import unknown_name
+from proard_nas._errors import check_name, unknown_name
 from proard_nas.supernets import SearchSpace
 
 from .losses import Objective
@@ -19,6 +20,7 @@ STEPS = (("width_mult", "kernel_size"), ("depth",), ("expand_ratio",))
 SORTABLE = ("width_mult", "expand_ratio")
 LISTS = {"depth": "depths", "expand_ratio": "expand_ratios"}
 SANDWICH_STUDENTS = 3
+ANNEALS = ("stage", "whole")
 RELEASED_PASSES = {"depth": 2, "expand_ratio": 4}
 
 
@@ -94,6 +96,7 @@ def make_schedule(
     epochs: int | None = None,
     lr: float | None = None,
     own_teacher: bool = False,
+    anneal: str = "stage",
 ) -> list[Stage]:
     """Return the stages of a schedule.
 
@@ -115,12 +118,16 @@ def make_schedule(
     own_teacher : bool, default=False
         Whether the caller brings a trained teacher: then the first stage of a named schedule,
         which trains the largest network, distils from it with ``loss`` as the others do.
+    anneal : {'stage', 'whole'}, default='stage'
+        Whether each stage of a named schedule has a cosine of its own, or all share one: from the first
+        stage's peak learning rate down to zero at the end of the last.
 
     Raises
     ------
     ValueError
         For an unknown name, an empty list, or fewer epochs than stages.
     """
+    check_name("anneal", anneal, ANNEALS)
     if not isinstance(schedule, str):
         stages = list(schedule)
         if not stages or not all(isinstance(stage, Stage) for stage in stages):
@@ -131,7 +138,25 @@ def make_schedule(
     stages = SCHEDULES[schedule](space, loss, loss if own_teacher else teacher_loss)
     if lr is not None:
         stages = [dataclasses.replace(stage, lr=lr) for stage in stages]
-    return stages if epochs is None else _scale(stages, epochs)
+    stages = stages if epochs is None else _scale(stages, epochs)
+    return stages if anneal == "stage" else share_cosine(stages)
+
+
+def share_cosine(stages: Sequence[Stage]) -> list[Stage]:
+    """Return stages that run through one cosine together, from the first one's peak learning rate to zero.
+
+    Warm-ups other than the first stage's are left out.
+    """
+    ends = list(itertools.accumulate(stage.epochs for stage in stages))
+    return [
+        dataclasses.replace(
+            stage,
+            lr=stages[0].lr,
+            anneal=((end - stage.epochs) / ends[-1], end / ends[-1]),
+            warmup=stage.warmup if stage is stages[0] else 0.0,
+        )
+        for stage, end in zip(stages, ends, strict=True)
+    ]
 
 
 def _openings(space: SearchSpace) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:

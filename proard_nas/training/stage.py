@@ -36,7 +36,7 @@ class Stage:
         The dimensions that vary (``'width_mult'``, ``'kernel_size'``, ``'depth'``,
         ``'expand_ratio'``); none trains the largest network alone.
     lr : float, default=0.01
-        Peak learning rate of the stage; it falls to zero along a cosine.
+        Peak learning rate of the stage; it falls to zero along a cosine (see ``anneal``).
     sampler : {'uniform', 'sandwich', 'attentive'}, default='uniform'
         How the students of a step are drawn.
     students_per_step : int, default=1
@@ -71,6 +71,9 @@ class Stage:
         Nesterov's momentum.
     weight_decay : float, default=None
         None is that of the training's settings.
+    anneal : (float, float), default=(0.0, 1.0)
+        The part of a cosine from the peak learning rate to zero that the stage runs through, as shares of
+        it: the whole one. Stages with (0, 0.5) and (0.5, 1) share one.
 
     Raises
     ------
@@ -106,9 +109,10 @@ class Stage:
     warmup: float = 0.0
     nesterov: bool = False
     weight_decay: float | None = None
+    anneal: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        for name in ("elastic", "sort_channels"):
+        for name in ("elastic", "sort_channels", "anneal"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "choices", _pairs(self.name, self.choices))
         self._check_names()
@@ -149,6 +153,14 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r} needs 0 <= warmup < epochs; got warmup={self.warmup}, epochs={self.epochs}"
             )
+        if len(self.anneal) != 2 or not 0 <= self.anneal[0] < self.anneal[1] <= 1:
+            raise ValueError(
+                f"stage {self.name!r} needs anneal=(start, end) with 0 <= start < end <= 1, got {self.anneal}"
+            )
+        if self.warmup and self.anneal[0]:
+            raise ValueError(
+                f"stage {self.name!r} goes on along a cosine, so it has no warm-up; got warmup={self.warmup}"
+            )
         if self.attack_steps is not None and self.attack_steps < 1:
             raise ValueError(f"stage {self.name!r} needs attack_steps of at least 1, got {self.attack_steps}")
         if self.weight_decay is not None and not self.weight_decay >= 0:
@@ -185,7 +197,7 @@ class Stage:
         for name in ("loss", "teacher_loss"):
             if not isinstance(values[name], str):
                 raise ValueError(f"stage {self.name!r} has {name}={values[name]!r}; only a loss's name can be written")
-        lists = {name: list(values[name]) for name in ("elastic", "sort_channels")}
+        lists = {name: list(values[name]) for name in ("elastic", "sort_channels", "anneal")}
         return values | lists | {"choices": {name: list(row) for name, row in dict(self.choices).items()}}
 
     @classmethod

@@ -116,7 +116,7 @@ class Trainer:
         self._augmentation = Augmentation.from_name(settings.augment)
         self._stop = False
         self._signals = SignalWatch()
-        self._scheduler: Any = None
+        self._set_lr: Callable[[int], None]
         self._bar: tqdm[Any]
 
     @property
@@ -306,7 +306,7 @@ class Trainer:
         """
         optimizer, state = self.keeper.optimizer, self.keeper.state
         assert optimizer is not None
-        self._scheduler.step_update(update)
+        self._set_lr(update)
         if not state.losses:
             state.lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad(set_to_none=True)
@@ -407,7 +407,7 @@ class Trainer:
 
     def _make_optimizer(self, stage: Stage, n_steps: int) -> None:
         scale = self.keeper.state.lr_scale
-        optimizer, self._scheduler = make_optimizer(self.network, stage, self.settings, n_steps, scale)
+        optimizer, self._set_lr = make_optimizer(self.network, stage, self.settings, n_steps, scale)
         self.keeper.attach(optimizer)
 
     def _budget(self, stage: Stage) -> AttackBudget:
