@@ -24,9 +24,12 @@ from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings, calibrate
 from proard_nas.evaluation.accuracy import correct, predict_logits
 from proard_nas.evaluation.population import append_line
+from proard_nas.supernets import StudentNet
 
 STANDARD_QUERIES = 5000
 METRICS = ("natural", "pgd20", "autoattack")
+TABLE = ("natural", "fgsm", "pgd20", "autoattack")  # the columns of the paper's table 1, and AutoAttack
+NAMES = {"natural": "natural", "fgsm": "FGSM", "pgd20": "PGD-20", "autoattack": "AutoAttack"}
 RULE = (
     "the difference from the baseline, averaged over the seeds, counts as shown where it is larger than twice its "
     "standard error over the seeds (two-sided, no correction for the number of comparisons; the 95 % t-interval, "
@@ -70,30 +73,38 @@ class Test:
 def measure_student(
     supernet: Supernet, arch: Architecture, images: ArraySource, calibration: Tensor, test: Test, auto: bool
 ) -> dict[str, Any]:
-    """Measure one student after its own calibration; an image is robust only if it survives every attack.
+    """Measure one student after its own calibration; see `measure_network`."""
+    student = supernet.extract(arch)
+    return measure_network(calibrate(student, calibration, test.batch_size), images, test, auto)
+
+
+def measure_network(student: StudentNet, images: ArraySource, test: Test, auto: bool) -> dict[str, Any]:
+    """Measure a calibrated student; an image survives AutoAttack only if it survives PGD-20 as well.
 
     Returns
     -------
     dict
-        ``natural`` and ``pgd20`` over all images; ``natural_few``, ``pgd20_few`` and ``autoattack`` over the first
-        ``n_auto``, the last one None unless ``auto``; seconds of the two parts.
+        ``natural``, ``fgsm`` and ``pgd20`` over all images; ``natural_few``, ``pgd20_few`` and ``autoattack`` over the
+        first ``n_auto``, the last one None unless ``auto``; seconds of the two parts.
     """
     start = time.perf_counter()
-    student = supernet.extract(arch).requires_grad_(False)  # FAB would compute gradients of weights, too
-    calibrate(student, calibration, test.batch_size).eval()
-    pgd = AttackSettings("pgd", test.eps, test.step_size, 20)
-    natural, robust = [], []
+    student.requires_grad_(False).eval()  # FAB would compute gradients of weights, too
+    attacks = [AttackSettings(name, test.eps, test.step_size) for name in ("fgsm", "pgd")]
+    outcomes: list[list[Tensor]] = [[], [], []]
     for index, (x, y) in enumerate(images.batches(test.batch_size)):
         right = predict_logits(student, x).argmax(1) == y
-        survives = right.clone()
-        if right.any():
-            survives[right] = correct(student, x[right], y[right], pgd, derive_seed(test.seed, "evaluate", index))
-        natural.append(right)
-        robust.append(survives)
+        outcomes[0].append(right)
+        for attack, found in zip(attacks, outcomes[1:], strict=True):
+            survives = right.clone()
+            if right.any():
+                place = derive_seed(test.seed, "evaluate", index)
+                survives[right] = correct(student, x[right], y[right], attack, place)
+            found.append(survives)
     few = slice(0, test.n_auto)
-    right, survives = torch.cat(natural), torch.cat(robust)
+    right, fgsm, survives = (torch.cat(found) for found in outcomes)
     found = {
         "natural": share(right),
+        "fgsm": share(fgsm),
         "pgd20": share(survives),
         "natural_few": share(right[few]),
         "pgd20_few": share(survives[few]),
@@ -209,3 +220,11 @@ def verdict(name: str, baseline: str, metric: str, found: dict[str, Any]) -> str
     surely = "" if low > 0 or high < 0 else ", though the t-interval holds zero"
     winner, loser = (name, baseline) if points > 0 else (baseline, name)
     return f"{metric}: {winner} wins over {loser} ({figures}{surely})"
+
+
+def with_std(found: dict[str, Any] | None) -> str:
+    """Return a mean with its deviation over the seeds, in percent."""
+    if found is None:
+        return ""
+    std = found["std"]
+    return f"{100 * found['mean']:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")

@@ -13,12 +13,9 @@ script whenever you like and start it again.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import functools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -28,35 +25,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import _images
 import _record
 import _robustness
+import _training
 import numpy as np
 import safetensors.torch
-import timm
 import torch
+from _training import RECIPES, Data, Recipe, student_images
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 
-from proard_nas import Architecture, Supernet, quickstart
-from proard_nas.attacks import EPS, STEP_SIZE, seeded
-from proard_nas.data import ArraySource, load_npz
-from proard_nas.evaluation import AttackSettings
-from proard_nas.training import (
-    SAMPLERS,
-    AttackBudget,
-    CheckpointStore,
-    Precision,
-    Stage,
-    Trainer,
-    TrainSettings,
-    Validation,
-    make_schedule,
-    plan_training,
-    raise_for,
-)
+from proard_nas import Architecture, Supernet
+from proard_nas.training import SAMPLERS, CheckpointStore, Precision, Stage, Trainer
 
-BASELINE, TEACHER = "paper", "teacher"
+BASELINE, TEACHER = _training.PROGRESSIVE, "teacher"
 SCHEDULES = (BASELINE, "random", "sandwich", "attentive")
 BATCH_NORM = {f"{BASELINE}, {choice}": choice for choice in ("clean", "running")}  # 'batch' is the paper itself
 EPOCH_FACTOR = 3  # stages of the paper's schedule, and students in a step of the sandwich's
@@ -104,48 +86,6 @@ class Budget:
             raise ValueError(f"step_epochs must be a multiple of {EPOCH_FACTOR}, got {self.step_epochs}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a data set is trained on."""
-
-    model: str
-    eps: float
-    step_size: float
-    attack: str
-    attack_steps: int
-    batch_size: int
-    teacher_lr: float
-    lr: float
-    weight_decay: float = 2e-4
-    ema_decay: float = 0.0
-    augment: str = "none"
-    precision: str = "auto"
-    teacher_loss: str = "trades"
-    loss: str = "rslad"
-
-    def settings(self, seed: int, precision: Precision, checkpoint_seconds: float) -> TrainSettings:
-        return TrainSettings(
-            batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            budget=AttackBudget(self.eps, self.step_size, self.attack_steps),
-            precision=precision,
-            seed=seed,
-            progress=False,
-            ema_decay=self.ema_decay,
-            augment=self.augment,
-            checkpoint_seconds=checkpoint_seconds,
-        )
-
-
-STAND_IN = "synthetic"
-RECIPES = {
-    "digits": Recipe("proard_dyn_resnet_tiny", 0.1, 0.025, "pgd", 5, 64, 0.1, 0.1, precision="float32"),
-    "cifar10": Recipe(
-        "proard_dyn_resnet_small", EPS, STEP_SIZE, "n-fgsm", 10, 64, 0.1, 0.05, 5e-4, ema_decay=0.995,
-        augment="crop-flip",
-    ),
-}  # fmt: skip
-RECIPES[STAND_IN] = dataclasses.replace(RECIPES["cifar10"], batch_size=32, ema_decay=0.9, augment="none")
 BUDGETS = {
     "smoke": {
         "digits": Budget(192, 32, 3, 3, 64, 3, 24, 3, 1, bn_seeds=1, square_queries=10),
@@ -173,6 +113,9 @@ class Unit:
     @property
     def slug(self) -> str:
         return f"seed{self.seed}-{self.name.replace(', ', '-')}"
+
+    def __str__(self) -> str:
+        return self.slug
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,91 +149,20 @@ class Experiment:
         return self.folder / f"{unit.slug}.json"
 
     def network(self, seed: int) -> Supernet:
-        with seeded(seed):
-            return timm.create_model(self.recipe.model, num_classes=10)
+        return self.recipe.network(_training.N_CLASSES[self.data], seed)
 
-
-# -- data ---------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """A seed's images; nothing but the final figures sees the test images."""
-
-    train: ArraySource
-    validation: ArraySource
-    test: ArraySource
-
-
-@functools.lru_cache(1)
-def load(experiment: Experiment, seed: int) -> Data:
-    """Draw a seed's training, validation and test images."""
-    train, test = {"digits": _digits, STAND_IN: _synthetic}.get(experiment.data, _npz)(experiment, seed)
-    b = experiment.budget
-    if len(train) < b.n_train + b.n_val or len(test) < b.n_test:
-        raise ValueError(f"{experiment.data} has {len(train)} training and {len(test)} test images, "
-                         f"too few for {b}")  # fmt: skip
-    drawn = train.head(b.n_train + b.n_val, seed=seed)
-    return Data(drawn.take(range(b.n_train)), drawn.take(range(b.n_train, len(drawn))), test.head(b.n_test, seed=seed))
-
-
-def _digits(experiment: Experiment, seed: int) -> tuple[ArraySource, ArraySource]:
-    (x, y), test = quickstart.digits(seed)
-    return ArraySource(torch.from_numpy(x), torch.from_numpy(y)), test
-
-
-def _npz(experiment: Experiment, seed: int) -> tuple[ArraySource, ArraySource]:
-    arrays = load_npz(str(experiment.file))
-    if arrays.x_test is None:
-        raise ValueError(f"{experiment.file} holds no x_test and y_test, which the final figures are taken on")
-    return _images.source_of(arrays.x_train, arrays.y_train), _images.source_of(arrays.x_test, arrays.y_test)
-
-
-def _synthetic(experiment: Experiment, seed: int) -> tuple[ArraySource, ArraySource]:
-    """Return colour images of ten blurred patterns under noise, to try the script out without CIFAR-10."""
-    generator = torch.Generator().manual_seed(seed)
-    patterns = nn.functional.interpolate(torch.rand(10, 3, 4, 4, generator=generator), size=32, mode="bilinear")
-
-    def draw(n: int) -> ArraySource:
-        y = torch.arange(n) % 10
-        return ArraySource((patterns[y] + 0.1 * torch.randn(n, 3, 32, 32, generator=generator)).clamp(0, 1), y)
-
-    b = experiment.budget
-    return draw(b.n_train + b.n_val), draw(b.n_test)
+    def images(self, seed: int) -> Data:
+        b = self.budget
+        return _training.load(self.data, self.file, b.n_train, b.n_val, b.n_test, seed)
 
 
 # -- stages -------------------------------------------------------------------------------------
 
 
-def teacher_stages(recipe: Recipe, budget: Budget, network: Supernet) -> list[Stage]:
-    stage = make_schedule(BASELINE, network.space, teacher_loss=recipe.teacher_loss, lr=recipe.teacher_lr)[0]
-    return [dataclasses.replace(stage, epochs=budget.teacher_epochs, attack=recipe.attack)]
-
-
 def step_stages(recipe: Recipe, budget: Budget, network: Supernet, name: str) -> list[Stage]:
-    """Return a schedule's stages after the teacher's, as long as the budget says.
-
-    One factor scales the epochs of every schedule, so that the library's own balance between them, as many
-    student-steps for each, is kept.
-    """
+    """Return the stages of a schedule, or of the paper's with another choice of batch norm, after the teacher's."""
     schedule, batch_norm = (BASELINE, BATCH_NORM[name]) if name in BATCH_NORM else (name, "batch")
-
-    def steps(schedule: str) -> list[Stage]:
-        return make_schedule(schedule, network.space, loss=recipe.loss, lr=recipe.lr)[1:]
-
-    whole = sum(stage.epochs for stage in steps(BASELINE))
-    stages = []
-    for stage in steps(schedule):
-        epochs, rest = divmod(stage.epochs * budget.step_epochs, whole)
-        if rest:
-            raise ValueError(f"{budget.step_epochs} epochs cannot be shared as {schedule!r} shares its {whole}")
-        stages.append(dataclasses.replace(stage, epochs=epochs, attack=recipe.attack, batch_norm=batch_norm))
-    return stages
-
-
-def student_images(history: Sequence[dict[str, Any]]) -> int:
-    """Count images times the students trained on them."""
-    return sum(epoch["images"] * epoch["students"] for epoch in history)
+    return _training.step_stages(recipe, budget.step_epochs, network, schedule, batch_norm)
 
 
 def population(network: Supernet, n: int) -> tuple[list[Architecture], list[str]]:
@@ -319,10 +191,10 @@ def over_cost(network: Supernet, archs: Sequence[Architecture], n: int) -> list[
 def run_unit(experiment: Experiment, unit: Unit) -> None:
     """Train and measure, and leave a record; go on from where an earlier run was stopped."""
     torch.set_num_threads(experiment.threads)
-    budget, data, network = experiment.budget, load(experiment, unit.seed), experiment.network(unit.seed)
+    budget, data, network = experiment.budget, experiment.images(unit.seed), experiment.network(unit.seed)
     experiment.precision.prepare(network)
     weights = experiment.folder / f"{Unit(unit.seed, TEACHER).slug}.safetensors"
-    teacher, stages = None, teacher_stages(experiment.recipe, budget, network)
+    teacher, stages = None, [_training.teacher_stage(experiment.recipe, budget.teacher_epochs, network)]
     if unit.name != TEACHER:
         network.load_state_dict(safetensors.torch.load_file(weights))
         teacher = network.extract(network.space.largest)  # calibrated, since the trainer left it so
@@ -332,25 +204,13 @@ def run_unit(experiment: Experiment, unit: Unit) -> None:
     auto = over_cost(network, archs, budget.auto_students)
     if unit.name == TEACHER:
         archs, auto = archs[:1], [0]
-        save_tensors(weights, network)
+        _training.save_tensors(weights, network)
     rows = _robustness.measure_students(
         network, archs, auto, data.test, data.train.x[: budget.n_calibration], experiment.test,
         experiment.folder / f"{unit.slug}.students.jsonl",
     )  # fmt: skip
-    spent = trainer.ledger.total
-    images = student_images(trainer.history)
-    write(experiment.record(unit), {
-        "unit": dataclasses.asdict(unit),
-        "stages": [stage.to_dict() for stage in stages],
-        "student_images": images,
-        "student_steps": sum(stage.epochs * stage.students_per_step for stage in stages)
-        * data.train.n_batches(experiment.recipe.batch_size),
-        "training_seconds": spent.seconds,
-        "macs": spent.macs,
-        "events": trainer.events,
-        "history": trainer.history,
-        "students": rows,
-    })  # fmt: skip
+    found = _training.report(trainer, stages, experiment.recipe.batch_size)
+    _training.write(experiment.record(unit), {"unit": dataclasses.asdict(unit), **found, "students": rows})
     shutil.rmtree(experiment.folder / unit.slug)
 
 
@@ -358,37 +218,18 @@ def train(
     experiment: Experiment, unit: Unit, network: Supernet, data: Data, stages: list[Stage], teacher: nn.Module | None
 ) -> Trainer:
     """Train a supernet over stages, from a checkpoint where there is one."""
-    recipe, budget = experiment.recipe, experiment.budget
-    trainer = Trainer(
+    trainer = _training.train(
         network,
-        data.train,
-        data.train.x[: budget.n_calibration],
-        recipe.settings(unit.seed, experiment.precision, experiment.checkpoint_seconds),
-        validation=Validation(data.validation, AttackSettings("pgd", recipe.eps, recipe.step_size, 10), n_students=3),
-        teacher=copy.deepcopy(teacher),
+        data,
+        stages,
+        experiment.recipe.settings(unit.seed, experiment.precision, experiment.checkpoint_seconds),
+        n_calibration=experiment.budget.n_calibration,
         store=CheckpointStore(experiment.folder / unit.slug, {**experiment.settings(), "unit": unit.slug}),
+        teacher=teacher,
     )
-    trainer.restore(stages)
-    trainer.run(stages)
-    if trainer.interrupted is not None:
-        raise_for(trainer.interrupted)
-    expected = budget.n_train * sum(stage.epochs * stage.students_per_step for stage in stages)
+    expected = len(data.train) * sum(stage.epochs * stage.students_per_step for stage in stages)
     assert student_images(trainer.history) == expected, f"{unit}: {student_images(trainer.history)} not {expected}"
     return trainer
-
-
-def save_tensors(path: Path, network: nn.Module) -> None:
-    """Write a network's tensors, whole or not at all."""
-    tensors: dict[str, Tensor] = {name: t.detach().contiguous() for name, t in network.state_dict().items()}
-    part = path.with_suffix(".part")
-    safetensors.torch.save_file(tensors, part)
-    part.replace(path)
-
-
-def write(path: Path, value: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, allow_nan=False))
-    part.replace(path)
 
 
 # -- all units ----------------------------------------------------------------------------------
@@ -396,29 +237,19 @@ def write(path: Path, value: Any) -> None:
 
 def open_folder(experiment: Experiment) -> Experiment:
     """Make the folder this experiment's, or go on with what it holds; the precision is decided once."""
-    folder = experiment.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder.parent / ".gitignore").write_text("*\n")
-    path, settings = folder / "settings.json", json.loads(json.dumps(experiment.settings()))
-    if not path.exists():
-        precision = decide_precision(experiment)
-        write(path, {**settings, "precision": dataclasses.asdict(precision)})
-    stored = json.loads(path.read_text())
-    precision = Precision(**stored.pop("precision"))
-    if stored != settings:
-        raise ValueError(f"{folder} holds records of other settings: {stored}, not {settings}; give another --work")
+    recipe, budget = experiment.recipe, experiment.budget
+
+    def decide() -> Precision:
+        network = experiment.network(0)
+        stages = [_training.teacher_stage(recipe, budget.teacher_epochs, network)]
+        stages += step_stages(recipe, budget, network, BASELINE)
+        settings = recipe.settings(0, Precision(), 60.0)
+        return _training.measured_precision(
+            network, experiment.images(0).train, stages, settings, recipe.precision, experiment.data
+        )
+
+    precision = _training.opened_folder(experiment.folder, experiment.settings(), decide)
     return dataclasses.replace(experiment, precision=precision)
-
-
-def decide_precision(experiment: Experiment) -> Precision:
-    """Measure a few steps and say what the training of one seed's teacher and the paper's steps will take."""
-    recipe, budget, network = experiment.recipe, experiment.budget, experiment.network(0)
-    source = load(experiment, 0).train
-    trainer = Trainer(network, source, source.x[:2], recipe.settings(0, Precision(), 60.0))
-    stages = teacher_stages(recipe, budget, network) + step_stages(recipe, budget, network, BASELINE)
-    precision, cost = plan_training(trainer, stages, recipe.precision)
-    print(f"{experiment.data}: {precision}; one seed's teacher and the paper's steps will take {cost}", flush=True)
-    return precision
 
 
 def units(experiment: Experiment, seeds: Sequence[int]) -> list[Unit]:
@@ -432,28 +263,13 @@ def units(experiment: Experiment, seeds: Sequence[int]) -> list[Unit]:
 
 def run_all(experiment: Experiment, seeds: Sequence[int], jobs: int) -> None:
     """Run the units that have no record yet, several at once in processes of their own."""
-    waiting = [unit for unit in units(experiment, seeds) if not experiment.record(unit).exists()]
-    running: dict[int, tuple[Unit, Any]] = {}
-    while waiting or running:
-        ready = [u for u in waiting if u.name == TEACHER or experiment.record(Unit(u.seed, TEACHER)).exists()]
-        if ready and len(running) < jobs:
-            unit = ready[0]
-            waiting.remove(unit)
-            print(f"{experiment.data}: {unit.slug} starts, {len(waiting)} to come", flush=True)
-            if jobs == 1:
-                run_unit(experiment, unit)
-                continue
-            process = multiprocessing.get_context("spawn").Process(
-                target=run_unit, args=(experiment, unit), daemon=True
-            )
-            process.start()
-            running[process.sentinel] = (unit, process)
-            continue
-        for sentinel in multiprocessing.connection.wait(list(running)):
-            unit, process = running.pop(int(sentinel))
-            process.join()
-            if process.exitcode:
-                raise SystemExit(f"{experiment.data}: {unit.slug} ended with exit code {process.exitcode}")
+    _training.run_side_by_side(
+        [unit for unit in units(experiment, seeds) if not experiment.record(unit).exists()],
+        lambda unit: unit.name == TEACHER or experiment.record(Unit(unit.seed, TEACHER)).exists(),
+        functools.partial(run_unit, experiment),
+        jobs,
+        experiment.data,
+    )
 
 
 # -- results ------------------------------------------------------------------------------------
@@ -546,19 +362,16 @@ def table(results: dict[str, Any]) -> str:
             for name in names:
                 row = found[part][name]
                 against = row.get(f"against {found[part]['baseline']}", {})
-                figures = [cell for m in _robustness.METRICS for cell in (with_std(row[m]), with_std(against.get(m)))]
-                same = with_std(row["pgd20_of_autoattacked"])
+                figures = [
+                    cell
+                    for m in _robustness.METRICS
+                    for cell in (_robustness.with_std(row[m]), _robustness.with_std(against.get(m)))
+                ]
+                same = _robustness.with_std(row["pgd20_of_autoattacked"])
                 rows.append([data, name, *figures, same, np.mean(row["macs"]) / 1e12, np.mean(row["training_seconds"])])
     header = ["data", "schedule", "natural, %", "difference", "PGD-20, %", "difference", "AutoAttack, %",
               "difference", "PGD-20 of\nthe same, %", "TMACs", "seconds"]  # fmt: skip
     return tabulate(rows, header, floatfmt=".1f")
-
-
-def with_std(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    std = found["std"]
-    return f"{100 * found['mean']:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
 # -- command line -------------------------------------------------------------------------------
@@ -567,20 +380,18 @@ def with_std(found: dict[str, Any] | None) -> str:
 def experiments(args: argparse.Namespace) -> list[Experiment]:
     found = []
     for given in args.data:
-        data, _, file = given.partition("=")
-        if data not in RECIPES or (data == "cifar10") != bool(file):
-            raise SystemExit(f"--data {given}: allowed are digits, cifar10=FILE.npz and {STAND_IN}")
+        data, file = _training.named_data(given)
         budget = BUDGETS[args.budget]["digits" if data == "digits" else "cifar10"]
         changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Budget)}
         budget = dataclasses.replace(budget, **{name: n for name, n in changes.items() if n is not None})
         folder = Path(args.work).resolve() / f"{data}-{args.budget}"
-        found.append(Experiment(data, file or None, budget, folder, checkpoint_seconds=args.checkpoint_seconds))
+        found.append(Experiment(data, file, budget, folder, checkpoint_seconds=args.checkpoint_seconds))
     return found
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=("digits",), help=f"digits, cifar10=FILE.npz, {STAND_IN}")
+    parser.add_argument("--data", nargs="+", default=("digits",), help=_training.DATA_HELP)
     parser.add_argument("--budget", choices=BUDGETS, default="laptop")
     for field in dataclasses.fields(Budget):
         option = "--" + field.name.replace("_", "-")

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import supernets
+from ._shipped import PRETRAINED
 from .supernets import Architecture, SearchSpace, Supernet
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __version__ = "0.1.0"
 
 _LAZY = {"ProARDEstimator": ".estimator", "SearchResult": ".search"}
 
-__all__ = ["Architecture", "ProARDEstimator", "SearchResult", "SearchSpace", "Supernet", "supernets"]
+__all__ = ["PRETRAINED", "Architecture", "ProARDEstimator", "SearchResult", "SearchSpace", "Supernet", "supernets"]
 
 
 def __getattr__(name: str) -> Any:

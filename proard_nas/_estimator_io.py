@@ -30,7 +30,7 @@ from .evaluation import Labels
 from .search import AccuracyPredictor
 from .supernets import Supernet
 from .supernets.card import estimator_card
-from .supernets.saving import CARD, write_network
+from .supernets.saving import CARD, check_dtype, write_network
 from .training import Ledger, Precision, Stage, TrainingCost
 
 if TYPE_CHECKING:
@@ -45,11 +45,12 @@ PARTS = (STATE, PREDICTOR, LABELS, IMAGES, SUPERNET, CHECKSUMS)
 CHECKED = (STATE, PREDICTOR, LABELS, IMAGES, f"{SUPERNET}/{CHECKSUMS}")
 
 
-def save_estimator(estimator: ProARDEstimator, folder: Folder) -> None:
+def save_estimator(estimator: ProARDEstimator, folder: Folder, dtype: str | None = None) -> None:
     """Save a fitted estimator: supernet, labels, predictor, settings and calibration images.
 
     The folder holds up to ``n_calibration`` training images, without which no student can be
-    given its batch norm statistics. Under torchrun the main process alone writes.
+    given its batch norm statistics. Under torchrun the main process alone writes. With a ``dtype``
+    the supernet's weights are stored in it, and the predictor's numbers with six digits.
 
     Raises
     ------
@@ -60,14 +61,17 @@ def save_estimator(estimator: ProARDEstimator, folder: Folder) -> None:
     OSError
         If the folder cannot be written; then nothing of it is left, and an older one is as it was.
     """
+    check_dtype(dtype)
     if not distributed.is_main():
         return
     state = _state(estimator)
+    predictor = estimator.predictor_.to_dict()
     with whole_folder(folder, STATE, (*PARTS, CARD)) as temporary:
         (temporary / SUPERNET).mkdir()
-        write_network(estimator.supernet_, temporary / SUPERNET, {"seed": estimator.seed_})
+        facts = {**estimator.supernet_.metadata, "seed": estimator.seed_}
+        write_network(estimator.supernet_, temporary / SUPERNET, facts, dtype)
         estimator.labels_.save(temporary / LABELS)
-        write_json(temporary / PREDICTOR, estimator.predictor_.to_dict())
+        write_json(temporary / PREDICTOR, predictor if dtype is None else _six_digits(predictor))
         images = safetensors.torch.save({"images": _as_bytes(estimator.calibration_images_)})
         write_bytes(temporary / IMAGES, images)
         write_json(temporary / STATE, state, strict=False)  # a loss that was not finite is part of its history
@@ -182,8 +186,12 @@ def _state(estimator: ProARDEstimator) -> dict[str, Any]:
 def _facts(estimator: ProARDEstimator) -> dict[str, Any]:
     from . import __version__
 
+    network = estimator.supernet_
+    known = ("description", "license", "data", "load", "calibration", "students")
     return {
+        **{name: network.metadata[name] for name in known if name in network.metadata},
         "model": estimator.model,
+        "largest_mmacs": network.cost(network.space.largest, estimator.image_size_).mmacs,
         "n_labels": len(estimator.labels_),
         "n_images": len(estimator.calibration_images_),
         "classes": len(estimator.classes_),
@@ -202,6 +210,15 @@ def _parameters(parameters: dict[str, Any], cls: type[ProARDEstimator]) -> dict[
     if not isinstance(parameters["schedule"], str):
         parameters["schedule"] = [Stage.from_dict(row) for row in parameters["schedule"]]
     return parameters
+
+
+def _six_digits(value: Any) -> Any:
+    """Return JSON-able data with its numbers rounded to six significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _six_digits(item) for key, item in value.items()}
+    return [_six_digits(item) for item in value] if isinstance(value, list) else value
 
 
 def _as_bytes(images: torch.Tensor) -> torch.Tensor:

@@ -270,3 +270,24 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_there_was(tmp_path, monkeypat
             fitted.save(target)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert contents(old) == before
+
+
+def test_half_precision_halves_the_weights_and_rounds_them(fitted, folder, tmp_path):
+    fitted.save(tmp_path / "half", dtype="float16")
+    half = ProARDEstimator.load(tmp_path / "half")
+    sizes = [(where / "supernet" / "model.safetensors").stat().st_size for where in (tmp_path / "half", folder)]
+    assert sizes[0] < 0.6 * sizes[1]
+    own = dict(fitted.supernet_.named_parameters())
+    for name, tensor in half.supernet_.named_parameters():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, own[name].half().float() if tensor.ndim > 1 else own[name]), name
+    archs = [half.supernet_.space.sample(seed) for seed in range(20)]
+    assert half.predictor_.predict(archs) == pytest.approx(fitted.predictor_.predict(archs), abs=1e-4)
+    sizes = [(where / "predictor.json").stat().st_size for where in (tmp_path / "half", folder)]
+    assert sizes[0] < sizes[1]
+
+
+def test_an_unknown_dtype_is_refused_before_anything_is_written(fitted, tmp_path):
+    with pytest.raises(ValueError, match="unknown dtype 'float8'; allowed: 'bfloat16', 'float16', 'float32'"):
+        fitted.save(tmp_path / "est", dtype="float8")
+    assert not (tmp_path / "est").exists()

@@ -90,8 +90,35 @@ def student_source(student: StudentNet, X: Any, y: Any) -> Source:
     return labelled_source(X, None if y is None else np.asarray(y).astype(str), encoder, classes, 256)
 
 
-def load_estimator(folder: str) -> ProARDEstimator:
-    """Return the estimator saved in a folder."""
+def add_estimator(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the flags that name an estimator: a folder, or one that comes with the library."""
+    either = parser.add_mutually_exclusive_group(required=required)
+    either.add_argument("--estimator", metavar="FOLDER", help="a fitted estimator")
+    either.add_argument("--model", metavar="NAME", help="with --pretrained: the trained one of this supernet")
+    add_pretrained(parser)
+
+
+def add_pretrained(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that turns --model into the trained estimator that comes with the library."""
+    parser.add_argument(
+        "--pretrained", action="store_true", help="with --model: take the estimator that comes with the library"
+    )
+
+
+def open_estimator(arguments: argparse.Namespace) -> ProARDEstimator:
+    """Return the estimator that the flags name.
+
+    Raises
+    ------
+    ValueError
+        If they name one that is not trained.
+    """
     from proard_nas import ProARDEstimator
 
-    return ProARDEstimator.load(folder)
+    if arguments.estimator is not None:
+        if arguments.pretrained:
+            raise ValueError("--pretrained goes with --model NAME, not with --estimator FOLDER")
+        return ProARDEstimator.load(arguments.estimator)
+    if not arguments.pretrained:
+        raise ValueError(f"--model {arguments.model} is not trained; allowed: with --pretrained, or --estimator FOLDER")
+    return ProARDEstimator.from_pretrained(arguments.model)

@@ -14,11 +14,12 @@ from ._flags import number
 from ._report import Report
 from ._students import (
     add_choice,
+    add_estimator,
     chosen,
     class_names,
     image_shape,
-    load_estimator,
     load_student_folder,
+    open_estimator,
     student_source,
 )
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from proard_nas.attacks import ATTACKS
 
     parser.add_argument("student", nargs="?", metavar="STUDENT", help="folder of a saved student")
-    parser.add_argument("--estimator", metavar="FOLDER", help="a fitted estimator, in place of a student's folder")
+    add_estimator(parser, required=False)
     add_choice(parser)
     add_data(parser, "what to measure on (its test part)", required=True)
     group = parser.add_argument_group("attacks")
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> Report:
             raise ValueError("--check-masking needs an attack; 'natural' has no gradients to mask")
         masking = check_gradient_masking(network, source, suspects[-1], **how).to_dict()
     data = {
-        "network": arguments.student or arguments.estimator,
+        "network": arguments.student or arguments.estimator or arguments.model,
         "data": arguments.data,
         "results": [one.to_dict() for one in found],
         "masking": masking,
@@ -91,15 +92,17 @@ def run(arguments: argparse.Namespace) -> Report:
 
 def _what(arguments: argparse.Namespace) -> tuple[nn.Module, Source, list[AttackSettings]]:
     """Return the network, the test data in its form, and the attacks."""
-    if (arguments.student is None) == (arguments.estimator is None):
-        raise ValueError("give either the folder of a saved student or --estimator FOLDER")
+    if (arguments.student is None) == (arguments.estimator is None and arguments.model is None):
+        raise ValueError(
+            "give either the folder of a saved student or --estimator FOLDER (or --model NAME --pretrained)"
+        )
     if arguments.student is not None:
         if arguments.result is not None or arguments.arch is not None:
             raise ValueError("--result and --arch pick a student of --estimator, not of a saved student's folder")
         student = load_student_folder(arguments.student, arguments.device)
         x, y = test_data(arguments, class_names(student), image_shape(student)[1:])
         return student, student_source(student, x, y), _attacks(arguments)
-    estimator = load_estimator(arguments.estimator)
+    estimator = open_estimator(arguments)
     network = estimator.extract(chosen(arguments)[0])
     x, y = test_data(arguments, [str(name) for name in estimator.classes_], estimator.image_size_)
     return (

@@ -9,7 +9,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ._report import Report
-from ._students import add_choice, chosen, load_estimator
+from ._students import add_choice, add_estimator, chosen, open_estimator
 
 if TYPE_CHECKING:
     from proard_nas import Architecture, ProARDEstimator
@@ -21,12 +21,13 @@ EXAMPLES = """\
   proard-nas extract --estimator robust --result front.json -i 3 --out student
   proard-nas extract --estimator robust --arch arch.json --out student
   proard-nas extract --estimator robust --out largest
+  proard-nas extract --model proard_dyn_resnet_small --pretrained --out largest
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
-    parser.add_argument("--estimator", required=True, metavar="FOLDER", help="a fitted estimator")
+    add_estimator(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder for the student")
     add_choice(parser)
 
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Report:
     """Run the command."""
     arch, candidate = chosen(arguments)
-    facts = save(load_estimator(arguments.estimator), arch, candidate, arguments.out)
+    facts = save(open_estimator(arguments), arch, candidate, arguments.out)
     cost = f"{facts['macs'] / 1e6:.4g} MMACs, {facts['params']:,} parameters"
     return Report(facts, f"a student of {cost} is in {arguments.out}")
 

@@ -11,7 +11,7 @@ import json
 
 from ._data import add_data, validation_data
 from ._report import Report
-from ._students import load_estimator
+from ._students import add_estimator, open_estimator
 
 HELP = "measure more students and fit the predictor anew"
 EXAMPLES = """\
@@ -22,7 +22,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
-    parser.add_argument("--estimator", required=True, metavar="FOLDER", help="a fitted estimator")
+    add_estimator(parser)
     parser.add_argument("--n-labels", required=True, type=int, metavar="N", help="labelled students there are to be")
     parser.add_argument("--record", metavar="FILE", help="gets a line for each student, read on a restart")
     parser.add_argument("--replace", action="store_true", help="measure all anew, old labels included")
@@ -32,10 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Report:
     """Run the command."""
-    estimator = load_estimator(arguments.estimator)
+    estimator = open_estimator(arguments)
+    folder = arguments.out or arguments.estimator
+    if folder is None:
+        raise ValueError("--pretrained needs --out FOLDER: what comes with the library stays as it is")
     x, y = validation_data(arguments, estimator)
     estimator.label(arguments.n_labels, x, y, record=arguments.record, replace=arguments.replace)
-    folder = arguments.out or arguments.estimator
     estimator.save(folder)
     score = {name: score["rmse"] for name, score in estimator.predictor_score_.items()}
     data = {"estimator": folder, "n_labels": len(estimator.labels_), "predictor": estimator.predictor_score_}

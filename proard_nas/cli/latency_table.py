@@ -7,7 +7,7 @@ from typing import Any
 
 from ._flags import add_parameters, given, json_value, size
 from ._report import Report
-from ._students import load_estimator
+from ._students import add_pretrained, open_estimator
 
 HELP = "measure latencies on this machine, for a search"
 EXAMPLES = """\
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="a supernet's name (see the command models)")
     parser.add_argument("--model-args", type=json_value, metavar="JSON", help="its arguments, such as num_classes")
     parser.add_argument("--estimator", metavar="FOLDER", help="a fitted estimator, in place of --model")
+    add_pretrained(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="file for the table, in JSON")
     group = parser.add_argument_group("measuring")
     add_parameters(group, build_latency_table, skip=("supernet",), kinds={"img_size": size})
@@ -50,8 +51,8 @@ def _supernet(arguments: argparse.Namespace) -> tuple[Any, tuple[int, int] | Non
     """Return the supernet, and the size of the images that an estimator was fitted on."""
     if (arguments.model is None) == (arguments.estimator is None):
         raise ValueError("give either --model NAME or --estimator FOLDER")
-    if arguments.estimator is not None:
-        estimator = load_estimator(arguments.estimator)
+    if arguments.estimator is not None or arguments.pretrained:
+        estimator = open_estimator(arguments)
         return estimator.supernet_, estimator.image_size_
     import timm
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._data import add_data, validation_data
 from ._flags import add_parameters, given, json_value
 from ._report import Report
-from ._students import load_estimator
+from ._students import add_estimator, open_estimator
 
 if TYPE_CHECKING:
     from proard_nas import Architecture, ProARDEstimator, SearchResult
@@ -22,6 +22,7 @@ EXAMPLES = """\
   proard-nas search --estimator robust --max-flops 20 --max-params 500000 --out front.json
   proard-nas search --estimator robust --max-flops 20 --verify 5 --data photos.npz --extract student
   proard-nas search --estimator robust --max-latency-ms 5 --latency-table phone.json --objectives robust_accuracy macs
+  proard-nas search --model proard_dyn_resnet_small --pretrained --max-flops 10 --extract student
   proard-nas search --estimator robust --max-flops 20 --json
 """
 FROM_ESTIMATOR = ("space", "predict", "cost", "latency")  # and not from flags of their own
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags, one for each argument of the search."""
     from proard_nas.search import search
 
-    parser.add_argument("--estimator", required=True, metavar="FOLDER", help="a fitted estimator")
+    add_estimator(parser)
     parser.add_argument("--latency-table", metavar="FILE", help="what the command latency-table wrote")
     parser.add_argument("--verify", type=int, default=0, metavar="K", help="measure the K best students")
     parser.add_argument("--out", metavar="FILE", help="file for the result, in JSON")
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> Report:
     from proard_nas import Architecture
     from proard_nas.search import search
 
-    estimator = load_estimator(arguments.estimator)
+    estimator = open_estimator(arguments)
     wanted = given(arguments, search, skip=FROM_ESTIMATOR)
     if wanted["warm_start"]:
         wanted["warm_start"] = [Architecture.from_dict(arch) for arch in wanted["warm_start"]]

@@ -20,12 +20,14 @@ ESTIMATOR = "estimator.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".tar")
 
 
-def save_student(student: StudentNet, folder: Folder, metadata: Mapping[str, Any] | None = None) -> None:
+def save_student(
+    student: StudentNet, folder: Folder, metadata: Mapping[str, Any] | None = None, *, dtype: str | None = None
+) -> None:
     """Save a student or a supernet so that timm alone builds it again; the same as ``student.save``.
 
     See `StudentNet.save` for the parameters and errors.
     """
-    student.save(folder, metadata)
+    student.save(folder, metadata, dtype=dtype)
 
 
 def load_student(folder: Folder) -> StudentNet:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 TASK = "image-classification"
-IN_PROSE = ("description", "name", "license", "architecture", "format", "calibrated", "data", "split")
+IN_PROSE = ("description", "name", "license", "architecture", "format", "calibrated", "data", "split", "students",
+            "load", "calibration")  # fmt: skip
+IN_CARD = ("description", "load", "calibration", "students")
 USE = """\
 ## Use
 
@@ -31,14 +33,13 @@ out robust students of any size:
 ```python
 from proard_nas import ProARDEstimator
 
-est = ProARDEstimator.load("FOLDER")
-student = est.search(max_flops=100).extract()
+est = {load}
+student = est.search(max_flops={max_flops:.3g}).extract()
 ```
-
+"""
+IMAGES = """\
 **It holds {n_images} of the training images**, from which students are given their batch norm statistics. Do not
 publish it where you may not publish those.
-
-## Facts
 """
 
 
@@ -63,6 +64,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         _introduction(facts),
         facts.get("description"),
         _accuracies(facts),
+        students_table(facts.get("students")),
         "## Facts\n\n" + _table(_rows(facts)),
         "## Architecture\n\n" + _table(facts["architecture"].items()),
         USE.format(channels=channels, height=height, width=width),
@@ -76,10 +78,38 @@ def estimator_card(facts: Mapping[str, Any]) -> str:
     Parameters
     ----------
     facts : mapping
-        ``model``, ``n_labels``, ``n_images`` (training images in the folder), ``classes`` and ``versions``.
+        ``model``, ``n_labels``, ``n_images`` (calibration images in the folder), ``largest_mmacs``, ``classes`` and
+        ``versions``; where there are, ``description``, ``license``, ``load`` (how it is loaded, in Python),
+        ``calibration`` (what the images are, if not training images) and ``students`` (see `students_table`).
     """
-    text = ESTIMATOR.format(**{name: facts[name] for name in ("model", "n_labels", "n_images")})
-    return front_matter({}, library="proard-nas") + "\n" + text + "\n" + _table(_flat(facts)) + "\n"
+    load = facts.get("load") or 'ProARDEstimator.load("FOLDER")'
+    parts = [
+        ESTIMATOR.format(
+            model=facts["model"], n_labels=facts["n_labels"], load=load, max_flops=facts["largest_mmacs"] / 4
+        ),
+        facts.get("description"),
+        facts.get("calibration") or IMAGES.format(n_images=facts["n_images"]),
+        students_table(facts.get("students")),
+        "## Facts\n\n" + _table(_flat({key: value for key, value in facts.items() if key not in IN_CARD})),
+    ]
+    text = "\n\n".join(part.strip() for part in parts if part)
+    return front_matter({"license": facts.get("license")}, library="proard-nas") + "\n" + text + "\n"
+
+
+def students_table(students: Sequence[Mapping[str, Any]] | None) -> str | None:
+    """Return measured students as a section of a card, one row for each; None where there are none.
+
+    Parameters
+    ----------
+    students : sequence of mapping
+        All with the same keys, which become the columns.
+    """
+    if not students:
+        return None
+    keys = list(students[0])
+    rows = [[_cell(one.get(key, "")) for key in keys] for one in students]
+    lines = ["| " + " | ".join(row) + " |" for row in [[_cell(key) for key in keys], ["---"] * len(keys), *rows]]
+    return "## Students\n\n" + "\n".join(lines)
 
 
 def front_matter(facts: Mapping[str, Any], name: str | None = None, library: str = "timm") -> str:

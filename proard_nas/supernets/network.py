@@ -256,7 +256,7 @@ class StudentNet(nn.Module):
         """Return the channels that the classifier reads."""
         return self.num_features
 
-    def save(self, folder: Folder, metadata: Mapping[str, Any] | None = None) -> None:
+    def save(self, folder: Folder, metadata: Mapping[str, Any] | None = None, *, dtype: str | None = None) -> None:
         """Save the network in timm's layout, as safetensors and JSON, with a model card.
 
         ``timm.create_model('local-dir:FOLDER', pretrained=True)`` after ``import proard_nas`` gives
@@ -271,17 +271,21 @@ class StudentNet(nn.Module):
             knows ``natural_accuracy`` and ``robust_accuracy`` (in [0, 1], the latter with ``attack``
             and ``eps``), ``n_images``, ``data``, ``split``, ``seed``, ``license``, ``name`` and
             ``description``; others are listed. Architecture, costs and versions are added.
+        dtype : {'float32', 'float16', 'bfloat16'}, default=None
+            Number format of the stored weights; None is their own. Half precision halves the file
+            and rounds them; loaded, they are float32 again.
 
         Raises
         ------
         FileExistsError
             If the folder holds something else.
         ValueError
-            If metadata cannot be kept, or timm could not build the network again, as with a live student.
+            If metadata cannot be kept, the dtype is unknown, or timm could not build the network again, as with a
+            live student.
         OSError
             If the folder cannot be written; then nothing of it is left, and an older one is as it was.
         """
-        save_network(self, folder, metadata)
+        save_network(self, folder, metadata, dtype)
 
     # -- timm's interface -------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import torch
 from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
+from proard_nas._errors import check_name
 from proard_nas._folders import CHECKSUMS, Folder, whole_folder, write_bytes, write_checksums, write_json
 
 from .card import model_card
@@ -43,18 +44,28 @@ OWN_FACTS = (
     "versions",
 )
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 
 
-def save_network(network: StudentNet, folder: Folder, metadata: Mapping[str, Any] | None = None) -> None:
+def save_network(
+    network: StudentNet, folder: Folder, metadata: Mapping[str, Any] | None = None, dtype: str | None = None
+) -> None:
     """Save a student or a supernet; see `StudentNet.save`."""
+    check_dtype(dtype)
     facts = {**network.metadata, **check_metadata({} if metadata is None else metadata)}
     with whole_folder(folder, FACTS, FILES) as temporary:
-        write_network(network, temporary, facts)
+        write_network(network, temporary, facts, dtype)
 
 
-def write_network(network: StudentNet, folder: Path, metadata: Mapping[str, Any]) -> None:
+def check_dtype(dtype: str | None) -> None:
+    """Raise ValueError unless weights can be stored in the format of this name; None is each tensor's own."""
+    if dtype is not None:
+        check_name("dtype", dtype, DTYPES)
+
+
+def write_network(network: StudentNet, folder: Path, metadata: Mapping[str, Any], dtype: str | None = None) -> None:
     """Write the files of a network into a folder that exists."""
-    state = _checked_state(network)
+    state = rounded(_checked_state(network), dtype)
     given = {"pretrained_cfg": {"license": metadata["license"]}} if metadata.get("license") else {}
     config_path: Any = folder / CONFIG  # typed as str; older versions of timm take a Path only
     save_config_for_hf(network, config_path, model_config=given, model_args=network.model_args())
@@ -67,6 +78,16 @@ def write_network(network: StudentNet, folder: Path, metadata: Mapping[str, Any]
     write_json(folder / FACTS, facts)
     write_bytes(folder / CARD, model_card(json.loads((folder / FACTS).read_bytes())).encode())
     write_checksums(folder, CHECKED)
+
+
+def rounded(state: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
+    """Return tensors with the weights (not the vectors, which are few) in a number format; None changes nothing."""
+    if dtype is None:
+        return dict(state)
+    return {
+        name: tensor.to(DTYPES[dtype]) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        for name, tensor in state.items()
+    }
 
 
 def describe(network: StudentNet, config: Mapping[str, Any]) -> dict[str, Any]:

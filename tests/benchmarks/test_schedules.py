@@ -16,7 +16,7 @@ from torch import nn
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the project's benchmarks folder")
-HELPERS = ("_record", "_robustness")
+HELPERS = ("_images", "_record", "_robustness", "_training")
 
 
 @pytest.fixture(scope="module")

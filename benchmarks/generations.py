@@ -1,0 +1,114 @@
+"""Figure 10: the first and the last generation of the search, as predicted and, for some students, as measured.
+
+The search is for accuracy and robustness under a limit on multiply-accumulates, a fifth of the largest student's unless
+``--max-flops`` says otherwise. Ten students of the first generation that keep the limit and ten of the front, evenly
+over it, are then measured on test images, which the search and its predictor never saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import Any
+
+import _study
+import numpy as np
+from _study import PROGRESSIVE, Study, Unit
+
+from proard_nas.search.candidate import Candidate
+
+N_MEASURED = 10
+OUTPUTS = ("natural_accuracy", "robust_accuracy")
+
+
+def measure(study: Study, max_flops: float | None) -> dict[str, Any]:
+    """Train and label what is missing, search, and measure students of both ends."""
+    seed = study.budget.seeds[0]
+    study.ensure([Unit(seed, PROGRESSIVE)])
+    result = study.search(seed, max_flops)
+    first, last = result.generations
+    chosen = {"first": spread_out(first_feasible(study, seed, result)), "front": spread_out(result.front)}
+    measured = {
+        name: study.population(seed, [one.architecture for one in candidates], PROGRESSIVE).accuracies
+        for name, candidates in chosen.items()
+    }
+    return {
+        "max_mmacs": result.constraints["max_flops"],
+        "n_evaluated": result.n_evaluated,
+        "n_generations": last.number,
+        "n_images": min(study.budget.population_images, study.budget.n_test),
+        "generations": [
+            {"number": one.number, "mmacs": [macs / 1e6 for macs in one.macs], "feasible": list(one.feasible)}
+            | {output: list(getattr(one, output)) for output in OUTPUTS}
+            for one in (first, last)
+        ],
+        "front": [
+            {"mmacs": one.mmacs, "params": one.params, **{output: getattr(one, output) for output in OUTPUTS}}
+            for one in result.front
+        ],
+        "measured": {
+            name: [
+                {"mmacs": one.mmacs}
+                | {f"predicted_{o}": getattr(one, o) for o in OUTPUTS}
+                | {o: float(row[i]) for i, o in enumerate(OUTPUTS)}
+                for one, row in zip(chosen[name], measured[name], strict=True)
+            ]
+            for name in chosen
+        },
+        "means": {
+            name: {
+                o: {"measured": float(measured[name][:, i].mean()),
+                    "predicted": float(np.mean([getattr(one, o) for one in chosen[name]]))}
+                for i, o in enumerate(OUTPUTS)
+            }
+            for name in chosen
+        },
+    }  # fmt: skip
+
+
+def first_feasible(study: Study, seed: int, result: Any) -> list[Candidate]:
+    """Return the students of the first generation that keep the limit, read from the search's Optuna study."""
+    from proard_nas import Architecture
+
+    network = study.network(0)
+    trials = result.study.get_trials(deepcopy=False)[: len(result.generations[0].macs)]
+    archs = [architecture_of(network.space, trial.params) for trial in trials]
+    predicted = study.predictor(seed, study.labelled(seed, study.drawn(study.budget.n_labels, seed))).predict(archs)
+    found = []
+    for arch, row in zip(archs, predicted, strict=True):
+        assert isinstance(arch, Architecture)
+        cost = network.cost(arch)
+        if cost.mmacs <= result.constraints["max_flops"]:
+            found.append(Candidate(arch, cost.macs, cost.params, float(row[0]), float(row[1])))
+    return found
+
+
+def architecture_of(space: Any, parameters: dict[str, Any]) -> Any:
+    """Return the architecture of an Optuna trial: its parameters are the space's genes."""
+    return space.decode([parameters.get(gene.name, max(gene.choices)) for gene in space.genes])
+
+
+def spread_out(candidates: list[Candidate] | tuple[Candidate, ...]) -> list[Candidate]:
+    """Return some candidates, evenly over cost, each once."""
+    ordered = sorted({one.architecture: one for one in candidates}.values(), key=lambda one: one.macs)
+    places = np.linspace(0, len(ordered) - 1, min(N_MEASURED, len(ordered))).round()
+    return [ordered[int(place)] for place in places]
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run from the command line."""
+    parser: argparse.ArgumentParser = _study.parser(__doc__, "generations")
+    parser.add_argument("--max-flops", type=float, help="in MMACs")
+    args = parser.parse_args(argv)
+    found = _study.run("generations", args, functools.partial(measure, max_flops=args.max_flops))
+    for name, row in found["means"].items():
+        print(
+            f"{name}, under {found['max_mmacs']:.1f} MMACs: "
+            + ", ".join(f"{o} predicted {100 * v['predicted']:.1f} measured {100 * v['measured']:.1f} %"
+                        for o, v in row.items())
+        )  # fmt: skip
+    return found
+
+
+if __name__ == "__main__":
+    _study.main(main)

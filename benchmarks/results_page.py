@@ -1,0 +1,426 @@
+"""Builds docs/results.md and its figures from the JSON files under benchmarks/results/, and from nothing else.
+
+    python benchmarks/results_page.py
+
+A section is left out while its files are not there. The paper's own figures (its table 1) are written down here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import _record
+import _robustness
+import _study
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+mpl.use("Agg")
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+METRICS = _robustness.TABLE
+NAMES = _robustness.NAMES
+PAPER_TABLE = {
+    "cifar10": [
+        ("ResNet-50, TRADES", 84.7, 59.7, 52.6), ("ResNet-50, RSLAD from WRN-34-10", 86.0, 59.4, 52.6),
+        ("Dyn-ResNet50 student (24.94 M), ProARD", 87.0, 62.8, 54.2), ("MobileNetV3, TRADES", 80.0, 52.2, 48.6),
+        ("MobileNetV3, RSLAD from WRN-34-10", 81.2, 54.5, 50.5),
+        ("Dyn-MBV3 student (5.28 M), ProARD", 80.6, 55.0, 50.9),
+    ],
+    "cifar100": [
+        ("ResNet-50, TRADES", 54.6, 28.7, 25.8), ("ResNet-50, RSLAD from WRN-34-10", 55.3, 29.6, 26.5),
+        ("Dyn-ResNet50 student (27.24 M), ProARD", 60.1, 29.4, 25.9), ("MobileNetV3, TRADES", 53.4, 28.9, 27.2),
+        ("MobileNetV3, RSLAD from WRN-34-10", 54.9, 29.1, 28.7),
+        ("Dyn-MBV3 student (5.41 M), ProARD", 55.3, 28.6, 27.8),
+    ],
+}  # fmt: skip
+PAPER_GAIN = {"natural": 13.0, "pgd20": 14.0}  # best progressive over best random student, Dyn-ResNet, section 5.1
+COLOURS = {"paper": "tab:blue", "random": "tab:orange", "trades": "tab:green", "rslad": "tab:red", "natural": "0.5"}
+
+
+class Page:
+    """The text and the figures that are built."""
+
+    def __init__(self, results: Path, docs: Path) -> None:
+        self.results, self.docs = results, docs
+        self.parts: list[str] = []
+
+    def files(self, stem: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the names and contents of the result files of a script, smoke runs aside."""
+        for path in sorted(self.results.glob(f"{stem}*.json")):
+            if "smoke" not in path.stem:
+                yield path.name, json.loads(path.read_text())
+
+    def add(self, *parts: str) -> None:
+        self.parts += parts
+
+    def table(self, rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
+        self.add(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+
+    def source(self, name: str, record: dict[str, Any]) -> None:
+        """Say where figures come from."""
+        machine, version = record["machine"], record["versions"]
+        changed = " with changes" if record.get("modified") else ""
+        self.add(
+            f"<sub>`{record['command']}`, {record['date'][:10]}, {record['seconds'] / 60:.0f} minutes in its last run, "
+            f"commit {str(record['commit'])[:8]}{changed}, {machine['cores']} cores ({machine['cpu']}), torch "
+            f"{version['torch']}: [{name}](../benchmarks/results/{name})</sub>"
+        )
+
+    def figure(self, name: str, title: str, draw: Callable[[Any], None], width: float = 5.5) -> None:
+        """Draw one pair of axes and show it."""
+        figure = Figure(figsize=(width, 4), layout="constrained")
+        draw(figure.add_subplot())
+        path = self.docs / "figures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=100, metadata={"Software": None})
+        self.add(f"![{title}](figures/{name}.png)")
+
+    def write(self) -> Path:
+        path = self.docs / "results.md"
+        path.write_text("\n\n".join(self.parts) + "\n")
+        return path
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def settings(study: dict[str, Any]) -> str:
+    """Describe a study in a sentence."""
+    b, r = study["budget"], study["recipe"]
+    return (
+        f"Budget `{study['budget_name']}`: `{study['model']}`, {b['n_train']:,} training images, teacher "
+        f"{b['teacher_epochs']} epochs ({r['teacher_loss'].upper()}), steps {b['step_epochs']} epochs "
+        f"({r['loss'].upper()}), inner attack {r['attack']}, {study['precision']}. Attack: {study['attack']}."
+    )
+
+
+# -- the supernet that ships ------------------------------------------------------------------------
+
+
+def shipped(page: Page) -> None:
+    for name, record in page.files("shipped"):
+        found = record["results"]
+        page.add("## The supernet that comes with the package")
+        if "pack" in found:
+            pack = found["pack"]
+            rmse = {output: score["rmse"] for output, score in pack["predictor"].items()}
+            calibration = pack["calibration"]["synthetic"]
+            page.add(
+                f"Trained in {pack['training_seconds'] / 3600:.2f} hours ({pack['macs']:.3g} multiply-accumulates), "
+                f"{pack['n_labels']} labels, {pack['bytes'] / 1e6:.2f} MB in all. The predictor's held-out RMSE is "
+                + " and ".join(f"{value:.4f} ({output.replace('_', ' ')})" for output, value in rmse.items())
+                + f". Calibrated on its synthetic images instead of {pack['calibration']['n_real']} real ones, "
+                f"students change by {100 * calibration['natural']:+.2f} points naturally and "
+                f"{100 * calibration['pgd10']:+.2f} under PGD-10, on average."
+            )
+        n_auto = found["budget"]["n_auto"]
+        titles = [*(f"{NAMES[m]}, %" for m in METRICS[:-1]), f"AutoAttack, % ({n_auto} images)"]
+        rows = [["the supernet's", *shipped_row(row)] for row in found.get("card", [])]
+        for row in found.get("alone", []):
+            part = "alone, the whole time" if row["part"] == 1 else f"alone, a {round(1 / row['part'])}th of it"
+            rows.append([f"{part} ({row['epochs']} epochs)", *shipped_row(row)])
+        page.table(rows, ["trained", "student", *titles])
+        page.add(*shipped_words(found))
+        page.source(name, record)
+
+
+def shipped_row(row: dict[str, Any]) -> list[str]:
+    return [row["student"], *(percent(row[m]) for m in METRICS)]
+
+
+def shipped_words(found: dict[str, Any]) -> Iterator[str]:
+    """Say how the supernet's students stand beside networks trained alone."""
+    card = {row["student"]: row for row in found.get("card", [])}
+    largest = card.get("largest")
+    if largest:
+        held = largest["natural"] >= 0.70 and largest["pgd20"] >= 0.43
+        yield (
+            f"Its largest student has {percent(largest['natural'])} % natural and {percent(largest['pgd20'])} % PGD-20 "
+            f"accuracy; the bar was 70 and 43: {'held' if held else 'missed'}."
+        )
+    for row in found.get("alone", []):
+        own = card.get(row["student"])
+        if own:
+            time = "the whole time" if row["part"] == 1 else f"a {round(1 / row['part'])}th of it"
+            yield (
+                f"- {row['student']}: the supernet's student minus the same network alone for {time}: natural "
+                f"{100 * (own['natural'] - row['natural']):+.1f}, PGD-20 {100 * (own['pgd20'] - row['pgd20']):+.1f}, "
+                f"AutoAttack {100 * (own['autoattack'] - row['autoattack']):+.1f} points."
+            )
+
+
+# -- the paper's tables and figures -------------------------------------------------------------------
+
+
+def table1(page: Page) -> None:
+    page_title(page, "table1", "## Table 1: students beside networks trained alone")
+    for name, record in page.files("table1"):
+        found, study = record["results"], record["results"]["study"]
+        b = study["budget"]
+        page.add(f"### {study['data']}", settings(study))
+        rows = [
+            [row["which"], _study.TITLES[row["method"]], *(_robustness.with_std(row[m]) for m in METRICS)]
+            for row in found["table"]
+        ]
+        page.table(rows, ["student", "trained", *(f"{NAMES[m]}, %" for m in METRICS)])
+        sizes = {
+            which: ", ".join(f"{one['mmacs']:.1f} MMACs" for one in archs)
+            for which, archs in found["architectures"].items()
+        }
+        page.add(
+            f"Mean ± standard deviation over {len(found['table'][0]['natural']['seeds'])} seeds, {b['n_test']:,} test "
+            f"images, AutoAttack on the first {b['n_auto']} ({study['autoattack']}; not the reference code). Largest: "
+            f"{sizes['largest'].split(', ')[0]}; found under a fifth of it: {sizes['found']}."
+        )
+        page.add(*(f"- {row['which']}, {row['verdict']}." for row in found["comparisons"] if row["metric"] != "fgsm"))
+        if study["data"] in PAPER_TABLE:
+            page.add("The paper's figures, of networks 20 to 50 times as large and some 700 epochs on all images:")
+            page.table(
+                [[row[0], *(f"{value:.1f}" for value in row[1:])] for row in PAPER_TABLE[study["data"]]],
+                ["network", *(f"{NAMES[m]}, %" for m in METRICS[:-1])],
+            )
+        page.figure(
+            f"table1_{study['data']}", "Accuracy against MMACs for each method", lambda ax, f=found: draw_methods(ax, f)
+        )
+        page.source(name, record)
+
+
+def draw_methods(ax: Any, found: dict[str, Any]) -> None:
+    """Draw PGD-20 (full) and natural accuracy (dashed) of each method at both sizes."""
+    mmacs = {which: np.mean([one["mmacs"] for one in archs]) for which, archs in found["architectures"].items()}
+    for method in dict.fromkeys(row["method"] for row in found["table"]):
+        own = sorted((r for r in found["table"] if r["method"] == method), key=lambda r: mmacs[r["which"]])
+        x = [mmacs[row["which"]] for row in own]
+        for metric, style in (("pgd20", "o-"), ("natural", "s--")):
+            y = [100 * row[metric]["mean"] for row in own]
+            error = [100 * (row[metric]["std"] or 0) for row in own]
+            label = _study.TITLES[method] if metric == "pgd20" else None
+            ax.errorbar(x, y, error, fmt=style, color=COLOURS[method], label=label, capsize=3)
+    ax.set(xlabel="MMACs", ylabel="accuracy, % (PGD-20 full, natural dashed)", xscale="log")
+    ax.legend(fontsize=8)
+
+
+def population(page: Page) -> None:
+    page_title(page, "population", "## Figures 2 and 7: many students, progressive against random sampling")
+    for name, record in page.files("population"):
+        found, study = record["results"], record["results"]["study"]
+        page.add(f"### {study['data']}", settings(study))
+        rows = [
+            [_study.TITLES[method], NAMES[output], *(percent(one[k]) for k in ("mean", "std", "worst", "best"))]
+            for method, outputs in found["distribution"].items()
+            for output, one in outputs.items()
+        ]
+        page.table(rows, ["trained", "accuracy", "mean, %", "std", "worst", "best"])
+        for output, one in found["paired"].items():
+            seeds = found["means_by_seed"][output]["difference"]
+            page.add(
+                f"- {NAMES[output]}: progressive minus random {100 * one['mean_difference']:+.2f} points on average, "
+                f"better for {one['share_better']:.0%} of the students; best student "
+                f"{100 * one['best_minus_best']:+.1f} points (the paper: {PAPER_GAIN[output]:+.0f}, "
+                "against a baseline that began with random weights and half the budget). Over seeds: "
+                f"{seeds['verdict']}."
+            )
+        page.add(
+            f"{found['n_students']} students on {found['n_images']} test images for the first seed, "
+            f"{found['n_students_of_all_seeds']} of them for all."
+        )
+        page.figure(f"population_{study['data']}", "Students' accuracy", lambda ax, f=found: draw_population(ax, f))
+        page.source(name, record)
+
+
+def draw_population(ax: Any, found: dict[str, Any]) -> None:
+    for method in ("random", "paper"):
+        points = found["students"][method]
+        ax.scatter(
+            100 * np.array(points["natural"]), 100 * np.array(points["pgd20"]), s=6, alpha=0.5,
+            color=COLOURS[method], label=_study.TITLES[method],
+        )  # fmt: skip
+    ax.set(xlabel="natural accuracy, %", ylabel="PGD-20 accuracy, %")
+    ax.legend(fontsize=8)
+
+
+def widths(page: Page) -> None:
+    page_title(page, "widths", "## Figure 6: one dimension at a time")
+    for name, record in page.files("widths"):
+        found, study = record["results"], record["results"]["study"]
+        metrics = ("natural", "fgsm", "pgd20")
+        page.add(f"### {study['data']}", settings(study))
+        rows = [
+            [row["student"], f"{row['mmacs']:.1f}", _study.TITLES[method]]
+            + [_robustness.with_std(row[method][metric]) for metric in metrics]
+            for row in found["students"]
+            for method in ("paper", "random")
+        ]
+        line = found["largest_with_trades"]
+        rows.append(["largest", "", _study.TITLES["teacher"], *(_robustness.with_std(line[x]) for x in metrics)])
+        page.table(rows, ["student", "MMACs", "trained", *(f"{NAMES[m]}, %" for m in metrics)])
+        page.add(*(f"- {row['student']}: {text}." for row in found["students"] for text in row["verdicts"]))
+        page.source(name, record)
+
+
+def devices(page: Page) -> None:
+    page_title(page, "devices", "## Figure 8: the cost for N devices")
+    for name, record in page.files("devices"):
+        found, study = record["results"], record["results"]["study"]
+        page.add(f"### {study['data']}", settings(study))
+        costs = [(f"measured, {which} student, {unit}", one[unit])
+                 for which, one in found["measured"].items() for unit in ("macs", "seconds")]  # fmt: skip
+        paper = found["paper"] or {}
+        costs += [(f"counted, the paper's schedule, {network}, macs", one["macs"]) for network, one in paper.items()]
+        rows = [
+            [title, f"{one['once']:.3g}", f"{one['alone']:.3g}", str(one["break_even_devices"]),
+             str(one["devices_for_60"]), f"{one['ratio']['50']:.1f}"]
+            for title, one in costs
+        ]  # fmt: skip
+        page.table(rows, ["", "supernet", "one RSLAD", "break-even devices", "devices for 60x", "ratio at 50 devices"])
+        for title, one in costs:
+            if one["devices_for_60"] is not None:
+                page.add(
+                    f"- {title}: one supernet costs as much as {one['break_even_devices']} networks; a factor of 60 "
+                    f"needs {one['devices_for_60']} devices, 50 devices give {one['ratio']['50']:.1f}."
+                )
+        page.figure(f"devices_{study['data']}", "Cost against devices", lambda ax, c=costs: draw_devices(ax, c))
+        page.source(name, record)
+
+
+def draw_devices(ax: Any, costs: list[tuple[str, dict[str, Any]]]) -> None:
+    for title, one in costs:
+        n = [int(k) for k in one["ratio"]]
+        ax.plot(n, list(one["ratio"].values()), "o-", markersize=3, label=title)
+    ax.axhline(1, color="0.7", linewidth=1)
+    ax.axhline(60, color="0.7", linewidth=1, linestyle="--")
+    ax.set(xscale="log", yscale="log", xlabel="devices", ylabel="separate RSLAD over one supernet")
+    ax.legend(fontsize=7)
+
+
+def predicted(page: Page) -> None:
+    page_title(page, "predicted", "## Figure 9: predicted against measured")
+    for name, record in page.files("predicted"):
+        found, study = record["results"], record["results"]["study"]
+        page.add(f"### {study['data']}", settings(study))
+        rows = [
+            [output.replace("_", " "), f"{one['rmse']:.4f}", f"{one['paper_rmse']:.4f}", f"{one['label_noise']:.4f}",
+             f"{one['std_of_students']:.4f}", f"{one['kendall_tau']:.2f}", f"{one['r2']:.2f}"]
+            for output, one in found["outputs"].items()
+        ]  # fmt: skip
+        page.table(rows, ["", "RMSE", "the paper's", "chance in labels", "students' std", "tau", "R2"])
+        page.add(
+            f"{found['n_labels']} students learned from, {found['n_held']} others compared, labels on "
+            f"{found['n_images']} validation images. A label is a count of images; where chance alone makes a larger "
+            "error than the paper's RMSE, no predictor can reach it on such labels."
+        )
+        title = "Predicted against measured"
+        page.figure(f"predicted_{study['data']}", title, lambda ax, f=found: draw_predicted(ax, f))
+        page.source(name, record)
+
+
+def draw_predicted(ax: Any, found: dict[str, Any]) -> None:
+    for output, colour in (("natural_accuracy", "tab:blue"), ("robust_accuracy", "tab:red")):
+        one = found["outputs"][output]
+        x, y = 100 * np.array(one["measured"]), 100 * np.array(one["predicted"])
+        ax.scatter(x, y, s=8, alpha=0.6, color=colour, label=output.replace("_", " "))
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        ax.plot(ends, ends, color="0.6", linewidth=1)
+    ax.set(xlabel="measured, %", ylabel="predicted, %")
+    ax.legend(fontsize=8)
+
+
+def generations(page: Page) -> None:
+    page_title(page, "generations", "## Figure 10: the search's first and last generation")
+    for name, record in page.files("generations"):
+        found, study = record["results"], record["results"]["study"]
+        page.add(f"### {study['data']}", settings(study))
+        rows = [
+            [group, output.replace("_", " "), percent(one["predicted"]), percent(one["measured"])]
+            for group, outputs in found["means"].items()
+            for output, one in outputs.items()
+        ]
+        page.table(rows, ["students", "", "predicted on average, %", "measured on average, %"])
+        first, last = (found["means"][group] for group in ("first", "front"))
+        gains = ", ".join(
+            f"{output.replace('_', ' ')} {100 * (last[output]['measured'] - first[output]['measured']):+.1f}"
+            for output in first
+        )
+        page.add(
+            f"Under {found['max_mmacs']:.1f} MMACs, {found['n_evaluated']:,} students looked at in "
+            f"{found['n_generations']} generations. Ten of the front beside ten of the first generation that keep the "
+            f"limit, measured on {found['n_images']} test images: {gains} points."
+        )
+        page.figure(f"generations_{study['data']}", "Generations", lambda ax, f=found: draw_generations(ax, f))
+        page.source(name, record)
+
+
+def draw_generations(ax: Any, found: dict[str, Any]) -> None:
+    for one, colour in zip(found["generations"], ("tab:orange", "tab:blue"), strict=True):
+        keep = np.array(one["feasible"])
+        x, y = (100 * np.array(one[o])[keep] for o in ("natural_accuracy", "robust_accuracy"))
+        ax.scatter(x, y, s=10, alpha=0.5, color=colour, label=f"generation {one['number']}, predicted")
+    front = [[100 * row[o] for row in found["front"]] for o in ("natural_accuracy", "robust_accuracy")]
+    ax.scatter(*front, s=16, facecolors="none", edgecolors="k", label="front, predicted")
+    ax.set(xlabel="natural accuracy, %", ylabel="PGD-20 accuracy, %")
+    ax.legend(fontsize=8)
+
+
+def schedules(page: Page) -> None:
+    page_title(page, "schedules", "## Schedules and batch norm choices")
+    for name, record in page.files("schedules"):
+        for data, found in record["results"]["data"].items():
+            b = found["settings"]["budget"]
+            for part, title in (("schedules", "the same teacher, as many student-steps"), ("batch_norm", "batch norm")):
+                rows = [
+                    [key, *(_robustness.with_std(row[m]) for m in _robustness.METRICS)]
+                    for key, row in found[part].items()
+                    if isinstance(row, dict)
+                ]
+                page.add(f"### {data}: {title}")
+                page.table(rows, ["", *(f"{NAMES[m]}, %" for m in _robustness.METRICS)])
+                auto = found["autoattack"]
+                page.add(
+                    f"{b['n_train']:,} training images, teacher {b['teacher_epochs']} epochs, steps "
+                    f"{b['step_epochs']}; {b['n_students']} students on {b['n_test']} test images, AutoAttack "
+                    f"({auto['attack']}) on {len(auto['students'])} of them and {b['n_auto']} images; seeds "
+                    f"{', '.join(map(str, found[part]['seeds']))}."
+                )
+                page.add(*(f"- {text}." for text in found[part]["verdict"].split("; ")))
+        page.source(name, record)
+
+
+def page_title(page: Page, stem: str, title: str) -> None:
+    if any(True for _ in page.files(stem)):
+        page.add(title)
+
+
+SECTIONS = (shipped, table1, population, widths, devices, predicted, generations, schedules)
+INTRODUCTION = """\
+# Results
+
+Every figure on this page was read from a file under `benchmarks/results/` by `python benchmarks/results_page.py`; under
+each section stands the command that makes the file again. No figure was chosen on the test images: weights, students
+and searches were chosen on images split off from the training part. Differences between methods count as shown where
+they are larger than twice their standard error over the seeds."""
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Build the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=_record.RESULTS)
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    args = parser.parse_args(argv)
+    page = Page(args.results, args.docs)
+    page.add(INTRODUCTION)
+    for section in SECTIONS:
+        section(page)
+    path = page.write()
+    print("wrote", path)
+    return path
+
+
+if __name__ == "__main__":
+    main()

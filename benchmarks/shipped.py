@@ -1,0 +1,488 @@
+"""The trained supernet that comes with the package: made, packed, and measured beside networks trained alone.
+
+Parts, each of which goes on from what it has left in the ``--work`` folder:
+
+- ``train``: the teacher by single-step adversarial training, then the paper's three steps (RSLAD), with a moving
+  average of the weights and the best ones by validation images.
+- ``pack``: weights rounded to float16; images for calibration that are no photographs, but have the statistics that the
+  training images have in every student; labels on validation images; the predictor; the folder in the package.
+- ``card``: five students (the ends and three that a search found) on the test images: natural, FGSM, PGD-20 and, on
+  fewer images, AutoAttack. Nothing was chosen on these images.
+- ``alone``: the largest and the found students trained alone, for as long as the supernet took, and the found ones for
+  a fiftieth of that too: what fifty devices would leave to each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _record
+import _robustness
+import _study
+import _training
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from proard_nas import Architecture, ProARDEstimator, Supernet
+from proard_nas.attacks import seeded
+from proard_nas.data import ArraySource
+from proard_nas.evaluation import AttackSettings, calibrate, evaluate
+from proard_nas.evaluation.population import append_line
+from proard_nas.supernets.supernet import statistics_of
+from proard_nas.training import CheckpointStore, Stage
+
+PARTS = ("train", "pack", "card", "alone")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PACKAGE = Path(__file__).resolve().parents[1] / "proard_nas" / "pretrained"
+DEVICES = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much is done.
+
+    Parameters
+    ----------
+    n_train, n_val, n_test : int
+        Images to train on; to choose weights by, label and search on; and for the card.
+    n_watch : int
+        Validation images that training is watched on.
+    teacher_epochs, step_epochs : int
+        The latter of each of the three steps.
+    n_calibration : int
+        Training images whose statistics the calibration images are to have.
+    n_synthetic, synthetic_steps : int
+        Calibration images, and the steps in which they are made.
+    n_labels : int
+    n_auto, square_queries : int
+        Of AutoAttack.
+    limits : tuple of float
+        MMACs under which students are searched, as shares of the largest one's.
+    """
+
+    n_train: int
+    n_val: int
+    n_test: int
+    n_watch: int
+    teacher_epochs: int
+    step_epochs: int
+    n_calibration: int
+    n_synthetic: int
+    synthetic_steps: int
+    n_labels: int
+    n_auto: int
+    square_queries: int = _robustness.STANDARD_QUERIES
+    limits: tuple[float, ...] = (0.1, 0.2, 0.4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(_training.Recipe):
+    """How the supernet is trained; the teacher without, the students with distillation."""
+
+    teacher_loss: str = "sat"
+    ema_decay: float = 0.998
+
+    def stages(self, budget: Budget) -> list[Stage]:
+        """Return the teacher's stage and the paper's three, the last ones with students drawn evenly over cost."""
+        network = self.network(10, 0)
+        teacher = dataclasses.replace(_training.teacher_stage(self, budget.teacher_epochs, network), warmup=self.warmup)
+        steps = _training.step_stages(self, 3 * budget.step_epochs, network, _training.PROGRESSIVE)
+        return [teacher, *(dataclasses.replace(stage, sampler="attentive", drop_rate=0.0) for stage in steps)]
+
+
+BASE = dataclasses.asdict(_training.CIFAR) | {"teacher_loss": "sat", "ema_decay": 0.998}
+RECIPES = {
+    "smoke": Recipe(**BASE | {"batch_size": 32, "ema_decay": 0.9, "augment": "none", "precision": "float32"}),
+    "laptop": Recipe(**BASE | {"batch_size": 128, "teacher_lr": 0.2, "lr": 0.1, "warmup": 2.0}),
+}
+BUDGETS = {
+    "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 3, square_queries=10),
+    "laptop": Budget(47_500, 2500, 10_000, 500, 28, 8, 4000, 224, 600, 500, 1000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is trained on which images, and where it is left."""
+
+    data: str
+    file: str | None
+    name: str
+    work: Path
+    package: Path
+    jobs: int
+
+    @property
+    def budget(self) -> Budget:
+        return BUDGETS[self.name]
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES[self.name]
+
+    @property
+    def folder(self) -> Path:
+        return self.work / f"shipped-{self.data}-{self.name}"
+
+    @property
+    def test(self) -> _robustness.Test:
+        b = self.budget
+        return _robustness.Test(self.recipe.eps, self.recipe.step_size, b.n_auto, b.square_queries)
+
+    def images(self) -> _training.Data:
+        b = self.budget
+        return _training.load(self.data, self.file, b.n_train, b.n_val, b.n_test, 0)
+
+    def named(self, source: ArraySource) -> tuple[np.ndarray, np.ndarray]:
+        """Return images and the names of their classes."""
+        names = CIFAR10 if self.data == "cifar10" else [str(i) for i in range(10)]
+        return source.x.numpy(), np.array(names)[source.y.numpy()]
+
+
+# -- train ----------------------------------------------------------------------------------------
+
+
+def train(job: Job) -> ProARDEstimator:
+    """Train the supernet, or go on from what the folder holds."""
+    done = job.folder / "trained"
+    if done.exists():
+        return ProARDEstimator.load(done)
+    recipe, budget, images = job.recipe, job.budget, job.images()
+    estimator = ProARDEstimator(
+        recipe.model,
+        schedule=recipe.stages(budget),
+        batch_size=recipe.batch_size,
+        weight_decay=recipe.weight_decay,
+        eps=recipe.eps,
+        step_size=recipe.step_size,
+        attack=recipe.attack,
+        ema_decay=recipe.ema_decay,
+        augment=recipe.augment,
+        n_watch=budget.n_watch,
+        n_labels=12,
+        n_calibration=budget.n_calibration,
+        precision=recipe.precision,
+        random_state=0,
+    )
+    estimator.fit(*job.named(images.train), job.named(images.validation), job.folder / "training")
+    estimator.save(done)
+    return estimator
+
+
+# -- pack -----------------------------------------------------------------------------------------
+
+
+def pack(job: Job) -> dict[str, Any]:
+    """Round the weights, make the calibration images, label, and write the folder in the package."""
+    estimator, images, budget = train(job), job.images(), job.budget
+    network = estimator.supernet_
+    with torch.no_grad():
+        for tensor in network.parameters():
+            if tensor.ndim > 1:
+                tensor.copy_(tensor.half())
+    real = images.train.x[: budget.n_calibration]
+    path = job.folder / "synthetic.npy"
+    if not path.exists():
+        made = synthetic_images(network, real, budget.n_synthetic, budget.synthetic_steps)
+        np.save(path, (made * 255).round().to(torch.uint8).numpy())
+    synthetic = torch.from_numpy(np.load(path)).float() / 255
+    checked = check_images(job, network, real, synthetic, images.validation)
+    estimator.calibration_images_ = synthetic
+    calibrate(network, synthetic)
+    x, y = job.named(images.validation)
+    estimator.n_jobs = job.jobs
+    estimator.label(budget.n_labels, x, y, replace=True, record=job.folder / "labels.jsonl")
+    estimator.n_jobs = None
+    network.metadata |= {
+        "data": {"cifar10": "CIFAR-10"}.get(job.data, job.data),
+        "license": "apache-2.0",
+        "load": f'ProARDEstimator.from_pretrained("{job.recipe.model}")',
+        "calibration": f"Students are given their batch norm statistics from {len(synthetic)} images that come with "
+        "it. They are no photographs: they were made from noise to have, in the layers of random students, the "
+        "statistics that the training images have.",
+        "description": description(job, estimator),
+    }
+    folder = job.package / job.recipe.model
+    estimator.save(folder, dtype="float16")
+    return {
+        "calibration": checked,
+        "predictor": estimator.predictor_score_,
+        "n_labels": len(estimator.labels_),
+        "training_seconds": training_seconds(estimator),
+        "macs": estimator.spent_.total.macs,
+        "spent": estimator.spent_.to_dict(),
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "validation": [row["validation"] for row in estimator.history_ if "validation" in row][-1],
+    }
+
+
+def training_seconds(estimator: ProARDEstimator) -> float:
+    """Return the seconds of all stages, without labelling."""
+    parts = estimator.spent_.entries
+    return float(sum(spent.seconds for name, spent in parts.items() if name != "labelling"))
+
+
+def description(job: Job, estimator: ProARDEstimator) -> str:
+    machine = _record.machine()
+    hours = training_seconds(estimator) / 3600
+    file = "" if job.file is None else "=FILE.npz"
+    return (
+        f"Trained on {job.budget.n_train:,} images in {hours:.1f} hours on {machine['cores']} CPU cores "
+        f"({machine['cpu']}): {', '.join(f'{s.name} {s.epochs}' for s in estimator.schedule)} epochs, inner attack "
+        f"{job.recipe.attack}, eps {job.recipe.eps * 255:.0f}/255. To continue it: raise the epochs in "
+        f"`benchmarks/shipped.py` and run `python benchmarks/shipped.py --data {job.data}{file} --budget {job.name}`."
+    )
+
+
+def synthetic_images(network: Supernet, real: Tensor, n: int, steps: int) -> Tensor:
+    """Make images whose statistics in the layers of random students are those of the real images.
+
+    Starts from blurred noise. Each step draws a student, calibrates it on the real images, and moves the images
+    against the gradient of what their batch statistics differ by: squared differences of means in standard deviations,
+    and of the logarithms of the deviations, averaged over channels and layers.
+    """
+    with seeded(0):
+        coarse = nn.functional.interpolate(torch.rand(n, real.shape[1], 4, 4), size=real.shape[2:], mode="bilinear")
+        x = (coarse + 0.1 * torch.randn(n, *real.shape[1:])).clamp(0, 1).requires_grad_()
+    optimizer = torch.optim.Adam([x], lr=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        with torch.no_grad():
+            student = calibrate(network.student(network.space.sample(rng)), real)
+        loss = statistics_differ(student, x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            x.clamp_(0, 1)
+    return x.detach()
+
+
+def statistics_differ(student: nn.Module, x: Tensor) -> Tensor:
+    """Return by how much the statistics of a batch differ from a student's own, averaged over channels and layers."""
+    differences: list[Tensor] = []
+
+    def compare(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        mean, var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3))
+        assert norm.running_mean is not None and norm.running_var is not None
+        own = norm.running_var + norm.eps
+        differences.append(((mean - norm.running_mean) ** 2 / own).mean())
+        differences.append((0.5 * ((var + norm.eps) / own).log()).square().mean())
+
+    hooks = [m.register_forward_pre_hook(compare) for m in student.modules() if isinstance(m, _BatchNorm)]
+    own = {name: value.clone() for name, value in statistics_of(student).items()}
+    student.train()(x)
+    for name, value in statistics_of(student).items():
+        value.copy_(own[name])
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(differences).mean()
+
+
+def check_images(job: Job, network: Supernet, real: Tensor, synthetic: Tensor, source: ArraySource) -> dict[str, Any]:
+    """Compare students calibrated on the synthetic images, on the real ones and on as few real ones."""
+    path = job.folder / "calibration.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    rng, rows = np.random.default_rng(1), []
+    space = network.space
+    attack = AttackSettings("pgd", job.recipe.eps, job.recipe.step_size, 10)
+    for arch in [space.largest, space.smallest, *(space.sample(rng) for _ in range(18))]:
+        row = {}
+        for name, images in (("real", real), ("few real", real[: len(synthetic)]), ("synthetic", synthetic)):
+            student = calibrate(network.extract(arch), images).eval()
+            few = source.head(500)
+            row[name] = [evaluate(student, few, one).accuracy for one in ("natural", attack)]
+        rows.append(row)
+    found = {
+        name: {
+            output: float(np.mean([row[name][i] - row["real"][i] for row in rows]))
+            for i, output in enumerate(("natural", "pgd10"))
+        }
+        for name in ("few real", "synthetic")
+    } | {"n_students": len(rows), "n_real": len(real), "n_synthetic": len(synthetic)}
+    _training.write(path, found)
+    return found
+
+
+# -- card -----------------------------------------------------------------------------------------
+
+
+def chosen(estimator: ProARDEstimator, limits: Sequence[float]) -> dict[str, Architecture]:
+    """Return five students: the ends, and the best that a search finds under each limit, by predicted figures."""
+    network = estimator.supernet_
+    largest = network.cost(network.space.largest).mmacs
+    found = {"largest": network.space.largest}
+    for share in limits:
+        found[f"found under {share * largest:.3g} MMACs"] = estimator.search(
+            max_flops=share * largest, seed=0, progress=False
+        ).best.architecture
+    return {**found, "smallest": network.space.smallest}
+
+
+def card(job: Job) -> list[dict[str, Any]]:
+    """Measure five students of the packed supernet on the test images, and write them on its cards."""
+    folder = job.package / job.recipe.model
+    estimator = ProARDEstimator.load(folder)
+    torch.set_num_threads(os.cpu_count() or 1)
+    record, rows = job.folder / "card.jsonl", []
+    known = {row["student"]: row for row in _robustness.read_lines(record)}
+    for name, arch in chosen(estimator, job.budget.limits).items():
+        student = estimator.extract(arch)
+        if name not in known or known[name]["arch"] != arch.to_dict():
+            cost = estimator.supernet_.cost(arch)
+            known[name] = {"student": name, "arch": arch.to_dict(), "mmacs": cost.mmacs, "params": cost.params}
+            known[name] |= _robustness.measure_network(student, job.images().test, job.test, auto=True)
+            append_line(record, known[name])
+        rows.append(known[name])
+    titles = {**_robustness.NAMES, "autoattack": f"AutoAttack ({job.budget.n_auto} images)"}
+    estimator.supernet_.metadata["students"] = [
+        {"student": row["student"], "MMACs": round(row["mmacs"], 2), "parameters": row["params"]}
+        | {f"{titles[m]}, %": round(100 * row[m], 2) for m in _robustness.TABLE}
+        for row in rows
+    ]
+    estimator.save(folder, dtype="float16")
+    return rows
+
+
+# -- alone ----------------------------------------------------------------------------------------
+
+
+def alone(job: Job) -> list[dict[str, Any]]:
+    """Train the largest and the found students alone, for the supernet's time and a fiftieth of it, and measure."""
+    estimator = ProARDEstimator.load(job.package / job.recipe.model)
+    seconds = training_seconds(estimator)
+    archs = {k: v for k, v in chosen(estimator, job.budget.limits).items() if k != "smallest"}
+    tasks = [(name, arch, 1.0) for name, arch in archs.items()]
+    tasks += [(name, arch, 1 / DEVICES) for name, arch in archs.items() if name != "largest"]
+    waiting = [task for task in tasks if not alone_record(job, *task[1:]).exists()]
+    _training.run_side_by_side(
+        waiting, lambda task: True, functools.partial(train_alone, job, seconds), job.jobs, "alone"
+    )
+    return [{"student": name, **json.loads(alone_record(job, arch, part).read_text())} for name, arch, part in tasks]
+
+
+def alone_record(job: Job, arch: Architecture, part: float) -> Path:
+    return job.folder / f"alone-{_study.short_name(arch)}-{round(1 / part)}.json"
+
+
+def train_alone(job: Job, seconds: float, task: tuple[str, Architecture, float]) -> None:
+    """Train one network alone for a part of the supernet's processor time, measure it, and leave a record.
+
+    The supernet's training had all cores for its seconds; one of several side by side has its share of them for so
+    many times as long. How many epochs that is follows from a few steps, timed first and written down.
+    """
+    name, arch, part = task
+    cores = os.cpu_count() or 1
+    threads = max(1, cores // job.jobs)
+    torch.set_num_threads(threads)
+    path = alone_record(job, arch, part)
+    recipe, images = job.recipe, job.images()
+    estimator = ProARDEstimator.load(job.package / job.recipe.model)
+    network = _study.Study(job.data, job.file, "", _study.SMOKE, recipe, job.work).alone(arch, 0)
+    estimator.precision_.prepare(network)
+    settings = recipe.settings(0, estimator.precision_, 120.0)
+    plan = path.with_suffix(".plan")
+    if not plan.exists():
+        each = epoch_seconds(network, images, recipe, settings)
+        _training.write(plan, {"epoch_seconds": each, "epochs": max(1, round(part * seconds * cores / threads / each))})
+    epochs = json.loads(plan.read_text())["epochs"]
+    teacher = _training.teacher_stage(recipe, epochs, recipe.network(10, 0))
+    stage = dataclasses.replace(teacher, name="alone", warmup=min(recipe.warmup, epochs / 10))
+    trainer = _training.train(
+        network,
+        dataclasses.replace(images, validation=images.validation.head(job.budget.n_watch)),
+        [stage],
+        settings,
+        n_calibration=job.budget.n_calibration,
+        store=CheckpointStore(path.with_suffix(""), {"arch": arch.to_dict(), "epochs": epochs}),
+    )
+    calibrate(network, images.train.x[: job.budget.n_calibration])
+    measured = _robustness.measure_network(network, images.test, job.test, auto=True)
+    found = _training.report(trainer, [stage], recipe.batch_size)
+    _training.write(path, {"arch": arch.to_dict(), "part": part, "epochs": epochs, "threads": threads,
+                           "student": name, **measured, **found})  # fmt: skip
+    shutil.rmtree(path.with_suffix(""))
+
+
+def epoch_seconds(network: nn.Module, images: _training.Data, recipe: Recipe, settings: Any) -> float:
+    """Time a few steps of a copy and return the seconds of an epoch."""
+    import copy
+
+    from proard_nas.training import Trainer
+
+    few = images.train.head(12 * recipe.batch_size)
+    trainer = Trainer(copy.deepcopy(network), few, few.x[:64], settings)
+    stage = _training.teacher_stage(recipe, 1, recipe.network(10, 0))
+    stage = dataclasses.replace(stage, warmup=0.0)
+    trainer.run([stage])
+    start = time.perf_counter()
+    trainer = Trainer(copy.deepcopy(network), few, few.x[:64], settings)
+    trainer.run([stage])
+    return (time.perf_counter() - start) * math.ceil(len(images.train) / recipe.batch_size) / 12
+
+
+# -- command line -----------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=_training.STAND_IN, help=_training.DATA_HELP)
+    parser.add_argument("--budget", choices=BUDGETS, default="laptop")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--package", default=PACKAGE, help="folder in which the packed folder is made")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="labels, and networks alone, at once")
+    parser.add_argument("--work", default=_study.WORK, help="folder for records and checkpoints")
+    parser.add_argument("--out", default=_record.RESULTS / "shipped.json")
+    args = parser.parse_args(argv)
+    started = time.time()
+    data, file = _training.named_data(args.data)
+    job = Job(data, file, args.budget, Path(args.work).resolve(), Path(args.package).resolve(), args.jobs)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.work / ".gitignore").write_text("*\n")
+    torch.set_num_threads(os.cpu_count() or 1)
+    made = {"train": train, "pack": pack, "card": card, "alone": alone}
+    results: dict[str, Any] = {
+        "data": data,
+        "budget": dataclasses.asdict(job.budget),
+        "recipe": dataclasses.asdict(job.recipe),
+        "autoattack": job.test.title,
+    }
+    for part in PARTS:
+        if part in args.parts:
+            found = made[part](job)
+            if part != "train":
+                results[part] = found
+                if part in ("card", "alone"):
+                    print(table(found))
+    print("wrote", _record.save(args.out, results, 0, started))
+    return results
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    cells = [
+        [row["student"], row.get("mmacs", ""), row.get("epochs", ""), *(100 * row[m] for m in _robustness.TABLE)]
+        for row in rows
+    ]
+    return tabulate(cells, ["student", "MMACs", "epochs", *_robustness.NAMES.values()], floatfmt=".2f")
+
+
+if __name__ == "__main__":
+    _study.main(main)

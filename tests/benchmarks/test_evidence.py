@@ -1,0 +1,150 @@
+"""The scripts on the paper's tables and figures: they run from end to end, go on, and add up right."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from proard_nas import ProARDEstimator
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the project's benchmarks folder")
+SCRIPTS = ("table1", "population", "widths", "devices", "predicted", "generations")
+OTHERS = ("shipped", "results_page")
+HELPERS = ("_images", "_record", "_robustness", "_study", "_training")
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[dict[str, ModuleType]]:
+    """Give the scripts, imported as they import each other; all is forgotten again."""
+    before = list(sys.path)
+    sys.path.insert(0, str(FOLDER))
+    yield {name: importlib.import_module(name) for name in (*SCRIPTS, *OTHERS, *HELPERS)}
+    sys.path[:] = before
+    for name in (*SCRIPTS, *OTHERS, *HELPERS):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def results(scripts: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Run every script at its smallest, all from one folder, and the page from what they wrote."""
+    folder = tmp_path_factory.mktemp("evidence")
+    found = {}
+    for name in SCRIPTS:
+        options = ["--data", "synthetic", "--budget", "smoke", "--jobs", "1", "--work", str(folder / "work")]
+        found[name] = scripts[name].main([*options, "--out", str(folder / "results" / f"{name}_synthetic.json")])
+    return folder, found
+
+
+@pytest.mark.slow
+def test_every_script_runs_and_leaves_what_it_returns(results: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = results
+    for name in SCRIPTS:
+        stored = json.loads((folder / "results" / f"{name}_synthetic.json").read_text())
+        assert stored["results"] == json.loads(json.dumps(found[name]))
+        assert stored["command"] and stored["commit"] and stored["versions"]["torch"]
+
+
+@pytest.mark.slow
+def test_figures_fit_each_other(results: tuple[Path, dict[str, Any]], scripts: dict[str, ModuleType]) -> None:
+    _, found = results
+    for row in found["table1"]["rows"]:
+        assert row["pgd20"] <= row["natural"] and row["autoattack"] <= row["pgd20_few"] <= row["natural_few"]
+    assert {row["method"] for row in found["table1"]["table"]} == {"paper", "random", "trades", "rslad", "natural"}
+    limit = scripts["_study"].LIMIT
+    sizes = {k: [one["mmacs"] for one in v] for k, v in found["table1"]["architectures"].items()}
+    assert all(small <= limit * large for small, large in zip(sizes["found"], sizes["largest"], strict=True))
+    assert [row["student"] for row in found["widths"]["students"]] == ["W = 0.5", "W = 0.75", "W = 1"]
+    assert len(found["predicted"]["outputs"]["robust_accuracy"]["measured"]) == 6
+    assert len(found["population"]["students"]["paper"]["pgd20"]) == found["population"]["n_students"] == 5
+    first, last = found["generations"]["generations"]
+    assert first["number"] == 0 and last["number"] == 3
+    assert all(row["mmacs"] <= found["generations"]["max_mmacs"] for row in found["generations"]["front"])
+
+
+@pytest.mark.slow
+def test_nothing_is_trained_or_measured_twice(
+    results: tuple[Path, dict[str, Any]], scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = results
+    monkeypatch.setattr("proard_nas.training.Trainer.step", None)
+    monkeypatch.setattr("proard_nas.evaluation.population.label_student", None)
+    monkeypatch.setattr(scripts["_robustness"], "measure_network", None)
+    options = ["--data", "synthetic", "--budget", "smoke", "--jobs", "1", "--work", str(folder / "work")]
+    again = scripts["table1"].main([*options, "--out", str(folder / "again.json")])
+    assert again["rows"] == found["table1"]["rows"]
+    with pytest.raises(ValueError, match="records of other settings"):
+        scripts["widths"].main([*options, "--n-train", "64", "--out", str(folder / "again.json")])
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_the_files_hold(
+    results: tuple[Path, dict[str, Any]], scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    folder, found = results
+    page = scripts["results_page"].main(["--results", str(folder / "results"), "--docs", str(tmp_path)])
+    text = page.read_text()
+    natural = found["table1"]["table"][0]["natural"]["mean"]
+    assert f"{100 * natural:.2f}" in text
+    for title in ("Table 1", "Figures 2 and 7", "Figure 6", "Figure 8", "Figure 9", "Figure 10"):
+        assert f"## {title}" in text
+    for line in text.splitlines():
+        if line.startswith("!["):
+            assert (tmp_path / line.partition("(")[2].rstrip(")")).is_file()
+
+
+def test_devices_break_even_where_the_costs_are_equal(scripts: dict[str, ModuleType]) -> None:
+    found = scripts["devices"].compared(once=1000.0, each=1.0, alone=101.0, alone_once=0.0)
+    assert found["break_even_devices"] == 10  # 1000 + 10 * 1 = 10 * 101
+    assert found["ratio"]["10"] == pytest.approx(1.0)
+    assert found["devices_for_60"] == 1464  # 101 n = 60 (1000 + n) at n = 1463.4
+    never = scripts["devices"].compared(once=1000.0, each=2.0, alone=100.0, alone_once=0.0)
+    assert never["devices_for_60"] is None  # each search costs a fiftieth of a training
+
+
+def test_the_papers_costs_are_those_of_its_schedule(scripts: dict[str, ModuleType]) -> None:
+    found = scripts["devices"].paper_costs("proard_dyn_mobilenetv3")
+    images = 300 * 50_000
+    # TRADES with PGD-10 on the largest: a clean pass for the attack, ten times forward and backward to the images,
+    # and two passes forward and backward to the weights: 27 forward passes of 179.7 MMACs.
+    assert found["stages"]["teacher"] == pytest.approx(27 * 179.7e6 * images, rel=1e-3)
+    assert found["macs"]["alone"] == pytest.approx(
+        images * (26 * found["mean_student_macs"] + found["teacher_macs"]), rel=0.08
+    )
+
+
+@pytest.mark.slow
+def test_the_shipped_supernet_is_made_packed_and_compared(
+    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = scripts["shipped"]
+    paths = [
+        "--work",
+        str(tmp_path / "work"),
+        "--package",
+        str(tmp_path / "package"),
+        "--out",
+        str(tmp_path / "o.json"),
+    ]
+    found = shipped.main(["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *paths])
+    assert found["pack"]["bytes"] < 4e6
+    assert [row["student"] for row in found["card"]][::4] == ["largest", "smallest"]
+    assert [row["part"] for row in found["alone"]] == [1.0] * 4 + [1 / 50] * 3
+    folder = tmp_path / "package" / "proard_dyn_resnet_small"
+    est = ProARDEstimator.load(folder)
+    assert len(est.labels_) == 14 and len(est.calibration_images_) == 16
+    assert "no photographs" in (folder / "README.md").read_text()
+    student = est.extract(est.supernet_.space.smallest)
+    assert student.cost().mmacs == pytest.approx(found["card"][-1]["mmacs"])
+
+    monkeypatch.setattr("proard_nas.training.Trainer.step", None)
+    monkeypatch.setattr("proard_nas.evaluation.population.label_student", None)
+    again = shipped.main(["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *paths])
+    assert again["card"] == found["card"] and again["alone"] == found["alone"]

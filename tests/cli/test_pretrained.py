@@ -1,0 +1,61 @@
+"""The estimator that comes with the library, named by --model and --pretrained."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from proard_nas import ProARDEstimator, _shipped
+from proard_nas.cli import main
+
+NAME, OTHER = "proard_dyn_resnet_tiny", "proard_dyn_resnet50"
+FEW = ("--population-size", "12", "--n-generations", "2", "--seed", "0", "--json")
+
+
+@pytest.fixture
+def shipped(fitted, tmp_path, monkeypatch):
+    """Let the fitted estimator be the one that comes with the library."""
+    (tmp_path / NAME).symlink_to(fitted)
+    monkeypatch.setattr(_shipped, "ROOT", tmp_path)
+    monkeypatch.setattr(_shipped, "PRETRAINED", (NAME,))
+    return fitted
+
+
+def test_it_is_searched_and_extracted_as_any_other(shipped, capsys, tmp_path):
+    assert main(["search", "--model", NAME, "--pretrained", *FEW]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["search", "--estimator", str(shipped), *FEW]) == 0
+    assert found["front"] == json.loads(capsys.readouterr().out)["front"]
+    assert main(["extract", "--model", NAME, "--pretrained", "--out", str(tmp_path / "student")]) == 0
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+
+
+def test_it_comes_from_python_by_its_name(shipped):
+    est = ProARDEstimator.from_pretrained(NAME)
+    assert est.model == NAME and len(est.labels_) == 12
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--model", NAME), f"--model {NAME} is not trained; allowed: with --pretrained"),
+        (("--estimator", "here", "--pretrained"), "--pretrained goes with --model NAME"),
+        (("--model", OTHER, "--pretrained"), f"unknown pretrained model {OTHER!r}; allowed: {NAME!r}"),
+    ],
+)
+def test_an_estimator_that_there_is_not_is_refused(shipped, fails, flags, message):
+    assert message in fails("search", *flags, *FEW)
+
+
+@pytest.mark.parametrize("flags", [(), ("--estimator", "here", "--model", NAME)])
+def test_none_or_two_are_wrong_arguments(capsys, flags):
+    with pytest.raises(SystemExit) as end:
+        main(["search", *flags])
+    assert end.value.code == 2
+    assert "--model" in capsys.readouterr().err
+
+
+def test_it_is_never_overwritten(shipped, fails, photos):
+    message = fails("label", "--model", NAME, "--pretrained", "--n-labels", "14", "--data", photos)
+    assert "--pretrained needs --out FOLDER" in message
