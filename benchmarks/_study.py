@@ -314,7 +314,7 @@ class Study:
 def train_unit(study: Study, unit: Unit) -> None:
     """Train one unit and leave its weights and record; go on from where an earlier run was stopped."""
     if study.device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // study.jobs))
+        torch.set_num_threads(_training.threads(study.jobs))
     images, teacher = study.images(unit.seed), None
     network: StudentNet = study.network(unit.seed)
     stages = stages_of(study, unit)
@@ -404,7 +404,7 @@ def opened(args: argparse.Namespace) -> Study:
         )
 
     if study.device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // study.jobs))
+        torch.set_num_threads(_training.threads(study.jobs))
     return dataclasses.replace(study, precision=_training.opened_folder(study.folder, study.settings(), decide))
 
 

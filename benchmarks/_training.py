@@ -8,6 +8,7 @@ import functools
 import json
 import multiprocessing
 import multiprocessing.connection
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -264,6 +265,12 @@ def measured_precision(
     precision, cost = plan_training(trainer, stages, wanted)
     print(f"{title}: {precision}; one seed's stages will take {cost}", flush=True)
     return precision
+
+
+def threads(jobs: int) -> int:
+    """Return the threads of each of so many processes: all cores shared out, or what OMP_NUM_THREADS allows."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, (int(allowed) if allowed.isdecimal() else os.cpu_count() or 1) // jobs)
 
 
 # -- folders ------------------------------------------------------------------------------------

@@ -41,7 +41,6 @@ from proard_nas.attacks import seeded
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings, calibrate, evaluate
 from proard_nas.evaluation.population import append_line
-from proard_nas.supernets.supernet import statistics_of
 from proard_nas.training import CheckpointStore, Stage
 
 PARTS = ("train", "pack", "card", "alone")
@@ -109,7 +108,7 @@ RECIPES = {
     "laptop": Recipe(**BASE | {"batch_size": 128, "teacher_lr": 0.2, "lr": 0.1, "warmup": 2.0}),
 }
 BUDGETS = {
-    "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 3, square_queries=10),
+    "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 3, square_queries=10, limits=(0.2,)),
     "laptop": Budget(47_500, 2500, 10_000, 500, 28, 8, 4000, 224, 600, 500, 1000),
 }
 
@@ -280,15 +279,15 @@ def statistics_differ(student: nn.Module, x: Tensor) -> Tensor:
     def compare(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         mean, var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3))
         assert norm.running_mean is not None and norm.running_var is not None
-        own = norm.running_var + norm.eps
-        differences.append(((mean - norm.running_mean) ** 2 / own).mean())
+        own = norm.running_var.clone() + norm.eps
+        differences.append(((mean - norm.running_mean.clone()) ** 2 / own).mean())
         differences.append((0.5 * ((var + norm.eps) / own).log()).square().mean())
 
-    hooks = [m.register_forward_pre_hook(compare) for m in student.modules() if isinstance(m, _BatchNorm)]
-    own = {name: value.clone() for name, value in statistics_of(student).items()}
+    norms = [module for module in student.modules() if isinstance(module, _BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(compare) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # the statistics stay as they are
     student.train()(x)
-    for name, value in statistics_of(student).items():
-        value.copy_(own[name])
     for hook in hooks:
         hook.remove()
     return torch.stack(differences).mean()
@@ -340,7 +339,7 @@ def card(job: Job) -> list[dict[str, Any]]:
     """Measure five students of the packed supernet on the test images, and write them on its cards."""
     folder = job.package / job.recipe.model
     estimator = ProARDEstimator.load(folder)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(_training.threads(1))
     record, rows = job.folder / "card.jsonl", []
     known = {row["student"]: row for row in _robustness.read_lines(record)}
     for name, arch in chosen(estimator, job.budget.limits).items():
@@ -389,8 +388,7 @@ def train_alone(job: Job, seconds: float, task: tuple[str, Architecture, float])
     many times as long. How many epochs that is follows from a few steps, timed first and written down.
     """
     name, arch, part = task
-    cores = os.cpu_count() or 1
-    threads = max(1, cores // job.jobs)
+    cores, threads = _training.threads(1), _training.threads(job.jobs)
     torch.set_num_threads(threads)
     path = alone_record(job, arch, part)
     recipe, images = job.recipe, job.images()
@@ -457,7 +455,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     job = Job(data, file, args.budget, Path(args.work).resolve(), Path(args.package).resolve(), args.jobs)
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.work / ".gitignore").write_text("*\n")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(_training.threads(1))
     made = {"train": train, "pack": pack, "card": card, "alone": alone}
     results: dict[str, Any] = {
         "data": data,

@@ -10,11 +10,11 @@ measured on the same test images: natural, FGSM, PGD-20 and, on fewer images, Au
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
 import _robustness
 import _study
+import _training
 import torch
 from _study import ALONE, PROGRESSIVE, RANDOM, Study, Unit
 from tabulate import tabulate
@@ -32,7 +32,7 @@ def measure(study: Study) -> dict[str, Any]:
     study.ensure(Unit(seed, method) for seed in seeds for method in SHARED)
     archs = {seed: {"largest": study.network(seed).space.largest, "found": study.found(seed)} for seed in seeds}
     study.ensure(Unit(seed, method, archs[seed][which]) for seed in seeds for which in WHICH for method in ALONE)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(_training.threads(1))
     rows = [row for seed in seeds for row in rows_of(study, seed, archs[seed])]
     network = study.network(0)
     return {

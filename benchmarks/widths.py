@@ -7,11 +7,11 @@ paper's green line.
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import _robustness
 import _study
+import _training
 import torch
 from _study import PROGRESSIVE, RANDOM, TEACHER, Study, Unit
 from tabulate import tabulate
@@ -44,7 +44,7 @@ def measure(study: Study) -> dict[str, Any]:
     """Train what is missing, and measure the students of all seeds."""
     seeds, network = study.budget.seeds, study.network(0)
     study.ensure(Unit(seed, method) for seed in seeds for method in METHODS)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(_training.threads(1))
     archs = students(network.space)
     rows = [row for seed in seeds for row in rows_of(study, seed, archs)]
     lines = {metric: _robustness.spread(values(rows, TEACHER, "largest", metric)) for metric in METRICS}
