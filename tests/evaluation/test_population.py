@@ -303,3 +303,28 @@ def test_killed_at_random_nothing_is_lost_and_nothing_measured_twice(net, data, 
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+
+
+@pytest.mark.parametrize(("grown", "trims"), [(1_000_000, 0), (250_000_000, 1)])
+def test_a_worker_gives_memory_back_once_much_has_gathered(monkeypatch, grown, trims):
+    from proard_nas.evaluation import labelling
+
+    calls, pages = [], iter([1000, 1000 + grown // labelling.os.sysconf("SC_PAGE_SIZE")])
+    monkeypatch.setattr(labelling, "_used_at_first", {})
+    monkeypatch.setattr(labelling.Path, "read_text", lambda self: f"9 {next(pages)} 9")
+    monkeypatch.setattr(
+        labelling.ctypes, "CDLL", lambda name: type("Library", (), {"malloc_trim": staticmethod(calls.append)})
+    )
+    labelling._give_back_memory()
+    labelling._give_back_memory()
+    assert calls == [0] * trims
+
+
+def test_a_system_without_such_a_call_is_left_alone(monkeypatch):
+    from proard_nas.evaluation import labelling
+
+    def missing(self):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(labelling.Path, "read_text", missing)
+    labelling._give_back_memory()
