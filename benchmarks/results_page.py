@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,9 @@ class Page:
 
     def add(self, *parts: str) -> None:
         self.parts += parts
+
+    def bullets(self, texts: Iterable[str]) -> None:
+        self.parts.append("\n".join(f"- {text}" for text in texts))
 
     def table(self, rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
         self.add(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
@@ -127,7 +130,14 @@ def shipped(page: Page) -> None:
             part = "alone, the whole time" if row["part"] == 1 else f"alone, a {round(1 / row['part'])}th of it"
             rows.append([f"{part} ({row['epochs']} epochs)", *shipped_row(row)])
         page.table(rows, ["trained", "student", *titles])
-        page.add(*shipped_words(found))
+        largest = next((row for row in found.get("card", []) if row["student"] == "largest"), None)
+        if largest is not None:
+            held = largest["natural"] >= 0.70 and largest["pgd20"] >= 0.43
+            page.add(
+                f"Its largest student has {percent(largest['natural'])} % natural and {percent(largest['pgd20'])} % "
+                f"PGD-20 accuracy; the bar was 70 and 43: {'held' if held else 'missed'}."
+            )
+        page.bullets(shipped_words(found))
         page.source(name, record)
 
 
@@ -138,19 +148,12 @@ def shipped_row(row: dict[str, Any]) -> list[str]:
 def shipped_words(found: dict[str, Any]) -> Iterator[str]:
     """Say how the supernet's students stand beside networks trained alone."""
     card = {row["student"]: row for row in found.get("card", [])}
-    largest = card.get("largest")
-    if largest:
-        held = largest["natural"] >= 0.70 and largest["pgd20"] >= 0.43
-        yield (
-            f"Its largest student has {percent(largest['natural'])} % natural and {percent(largest['pgd20'])} % PGD-20 "
-            f"accuracy; the bar was 70 and 43: {'held' if held else 'missed'}."
-        )
     for row in found.get("alone", []):
         own = card.get(row["student"])
         if own:
             time = "the whole time" if row["part"] == 1 else f"a {round(1 / row['part'])}th of it"
             yield (
-                f"- {row['student']}: the supernet's student minus the same network alone for {time}: natural "
+                f"{row['student']}: the supernet's student minus the same network alone for {time}: natural "
                 f"{100 * (own['natural'] - row['natural']):+.1f}, PGD-20 {100 * (own['pgd20'] - row['pgd20']):+.1f}, "
                 f"AutoAttack {100 * (own['autoattack'] - row['autoattack']):+.1f} points."
             )
@@ -179,7 +182,7 @@ def table1(page: Page) -> None:
             f"images, AutoAttack on the first {b['n_auto']} ({study['autoattack']}; not the reference code). Largest: "
             f"{sizes['largest'].split(', ')[0]}; found under a fifth of it: {sizes['found']}."
         )
-        page.add(*(f"- {row['which']}, {row['verdict']}." for row in found["comparisons"] if row["metric"] != "fgsm"))
+        page.bullets(f"{row['which']}, {row['verdict']}." for row in found["comparisons"] if row["metric"] != "fgsm")
         if study["data"] in PAPER_TABLE:
             page.add("The paper's figures, of networks 20 to 50 times as large and some 700 epochs on all images:")
             page.table(
@@ -218,21 +221,24 @@ def population(page: Page) -> None:
             for output, one in outputs.items()
         ]
         page.table(rows, ["trained", "accuracy", "mean, %", "std", "worst", "best"])
-        for output, one in found["paired"].items():
-            seeds = found["means_by_seed"][output]["difference"]
-            page.add(
-                f"- {NAMES[output]}: progressive minus random {100 * one['mean_difference']:+.2f} points on average, "
-                f"better for {one['share_better']:.0%} of the students; best student "
-                f"{100 * one['best_minus_best']:+.1f} points (the paper: {PAPER_GAIN[output]:+.0f}, "
-                "against a baseline that began with random weights and half the budget). Over seeds: "
-                f"{seeds['verdict']}."
-            )
+        page.bullets(population_words(found, output) for output in found["paired"])
         page.add(
             f"{found['n_students']} students on {found['n_images']} test images for the first seed, "
             f"{found['n_students_of_all_seeds']} of them for all."
         )
         page.figure(f"population_{study['data']}", "Students' accuracy", lambda ax, f=found: draw_population(ax, f))
         page.source(name, record)
+
+
+def population_words(found: dict[str, Any], output: str) -> str:
+    """Say how the two trainings compare in one output."""
+    one, seeds = found["paired"][output], found["means_by_seed"][output]["difference"]
+    return (
+        f"{NAMES[output]}: progressive minus random {100 * one['mean_difference']:+.2f} points on average, better for "
+        f"{one['share_better']:.0%} of the students; best student {100 * one['best_minus_best']:+.1f} points (the "
+        f"paper: {PAPER_GAIN[output]:+.0f}, against a baseline that began with random weights and half the budget). "
+        f"Over seeds: {seeds['verdict']}."
+    )
 
 
 def draw_population(ax: Any, found: dict[str, Any]) -> None:
@@ -261,7 +267,7 @@ def widths(page: Page) -> None:
         line = found["largest_with_trades"]
         rows.append(["largest", "", _study.TITLES["teacher"], *(_robustness.with_std(line[x]) for x in metrics)])
         page.table(rows, ["student", "MMACs", "trained", *(f"{NAMES[m]}, %" for m in metrics)])
-        page.add(*(f"- {row['student']}: {text}." for row in found["students"] for text in row["verdicts"]))
+        page.bullets(f"{row['student']}: {text}." for row in found["students"] for text in row["verdicts"])
         page.source(name, record)
 
 
@@ -280,12 +286,12 @@ def devices(page: Page) -> None:
             for title, one in costs
         ]  # fmt: skip
         page.table(rows, ["", "supernet", "one RSLAD", "break-even devices", "devices for 60x", "ratio at 50 devices"])
-        for title, one in costs:
-            if one["devices_for_60"] is not None:
-                page.add(
-                    f"- {title}: one supernet costs as much as {one['break_even_devices']} networks; a factor of 60 "
-                    f"needs {one['devices_for_60']} devices, 50 devices give {one['ratio']['50']:.1f}."
-                )
+        page.bullets(
+            f"{title}: one supernet costs as much as {one['break_even_devices']} networks; a factor of 60 "
+            f"needs {one['devices_for_60']} devices, 50 devices give {one['ratio']['50']:.1f}."
+            for title, one in costs
+            if one["devices_for_60"] is not None
+        )
         page.figure(f"devices_{study['data']}", "Cost against devices", lambda ax, c=costs: draw_devices(ax, c))
         page.source(name, record)
 
@@ -388,7 +394,7 @@ def schedules(page: Page) -> None:
                     f"({auto['attack']}) on {len(auto['students'])} of them and {b['n_auto']} images; seeds "
                     f"{', '.join(map(str, found[part]['seeds']))}."
                 )
-                page.add(*(f"- {text}." for text in found[part]["verdict"].split("; ")))
+                page.bullets(f"{text}." for text in found[part]["verdict"].split("; "))
         page.source(name, record)
 
 
