@@ -65,7 +65,8 @@ class Budget:
         Training images whose statistics the calibration images are to have.
     n_synthetic, synthetic_steps : int
         Calibration images, and the steps in which they are made.
-    n_labels : int
+    n_labels, n_label_images : int
+        Students, and the validation images that they are measured on.
     n_auto, square_queries : int
         Of AutoAttack.
     limits : tuple of float
@@ -82,6 +83,7 @@ class Budget:
     n_synthetic: int
     synthetic_steps: int
     n_labels: int
+    n_label_images: int
     n_auto: int
     square_queries: int = _robustness.STANDARD_QUERIES
     limits: tuple[float, ...] = (0.1, 0.2, 0.4)
@@ -108,8 +110,8 @@ RECIPES = {
     "laptop": Recipe(**BASE | {"batch_size": 128, "teacher_lr": 0.2, "lr": 0.1, "warmup": 2.0}),
 }
 BUDGETS = {
-    "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 3, square_queries=10, limits=(0.2,)),
-    "laptop": Budget(47_500, 2500, 10_000, 500, 28, 8, 4000, 224, 600, 500, 1000),
+    "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 32, 3, square_queries=10, limits=(0.2,)),
+    "laptop": Budget(47_500, 2500, 10_000, 500, 28, 8, 4000, 224, 600, 300, 1000, 1000),
 }
 
 
@@ -201,7 +203,7 @@ def pack(job: Job) -> dict[str, Any]:
     checked = check_images(job, network, real, synthetic, images.validation)
     estimator.calibration_images_ = synthetic
     calibrate(network, synthetic)
-    x, y = job.named(images.validation)
+    x, y = job.named(images.validation.head(budget.n_label_images))
     estimator.n_jobs = job.jobs
     estimator.label(budget.n_labels, x, y, replace=True, record=job.folder / "labels.jsonl")
     estimator.n_jobs = None
