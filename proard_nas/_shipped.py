@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from ._errors import unknown_name
 
 ROOT = Path(__file__).parent / "pretrained"
-WEIGHTS = "supernet/model.safetensors"
+WEIGHTS, FACTS = "supernet/model.safetensors", "supernet/proard.json"
 
 PRETRAINED = tuple(sorted(path.name for path in ROOT.glob("*") if (path / WEIGHTS).is_file()))
 """The supernets that a trained estimator comes with."""
@@ -27,5 +29,11 @@ def folder(model: str) -> Path:
 
 
 def weights(model: str) -> str:
-    """Return the file of a supernet's trained weights, as timm's configuration names it; '' where there is none."""
-    return str(ROOT / model / WEIGHTS) if model in PRETRAINED else ""
+    """Return the file of a supernet's trained weights; raises as `folder` does."""
+    return str(folder(model) / WEIGHTS)
+
+
+def tag(model: str) -> str:
+    """Return what a supernet's weights were trained on, as timm tags its networks: ``cifar10``."""
+    facts = json.loads((folder(model) / FACTS).read_bytes())
+    return re.sub(r"[^a-z0-9]", "", str(facts["data"]).lower())

@@ -11,7 +11,7 @@ from timm.layers import ConvNormAct
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from .family import Family, build_network, default_cfg, register_supernet
+from .family import Family, build_network, default_cfg, register_supernet, tagged
 from .layers import Axis, Linear, MaxPool, Plan, Size, conv_norm, last_features, make_divisible, out_size
 from .network import StudentNet, build_conv_norm
 from .space import Architecture, SearchSpace
@@ -259,8 +259,8 @@ RESNET_SMALL = ResNetFamily(
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        f"{name}.untrained": cfg
+    dict(
+        tagged(name, cfg)
         for names, cfg in {
             ("proard_resnet50", "proard_dyn_resnet50", "proard_dyn_resnet50_fine"): default_cfg(RESNET50),
             ("proard_resnet50_224", "proard_dyn_resnet50_224"): default_cfg(RESNET50_224, num_classes=1000),
@@ -268,7 +268,7 @@ default_cfgs = generate_default_cfgs(
             ("proard_resnet_small", "proard_dyn_resnet_small"): default_cfg(RESNET_SMALL),
         }.items()
         for name in names
-    }
+    )
 )
 
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
+from proard_nas._shipped import PRETRAINED, tag, weights
+
 from .layers import Conv, Plan, Size, last_features
 from .space import Architecture, SearchSpace
 
@@ -83,6 +85,13 @@ def default_cfg(family: Family, in_chans: int = 3, num_classes: int = 10) -> dic
         "classifier": "head.fc",
         "license": "apache-2.0",
     }
+
+
+def tagged(name: str, cfg: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a network's name with timm's tag, and its configuration: with the weights that come with the library."""
+    if name not in PRETRAINED:
+        return f"{name}.untrained", cfg
+    return f"{name}.{tag(name)}", {**cfg, "file": weights(name)}
 
 
 def build_network(cls: type[Net], variant: str, family: Family, pretrained: bool = False, **kwargs: Any) -> Net:
