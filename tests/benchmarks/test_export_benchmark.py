@@ -29,7 +29,7 @@ def test_students_have_logits_of_a_trained_networks_size(benchmark_module):
     student = benchmark_module.make_student(net, net.space.sample(seed=1), seed=0)
     with torch.no_grad():
         logits = student(benchmark_module.images_for(student, 64, seed=2))
-    assert 1 < logits.std() < 10
+    assert 5 < logits.abs().max() < 20
 
 
 def test_one_changed_bit_and_each_missed_bar_are_seen(benchmark_module):
