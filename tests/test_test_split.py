@@ -321,7 +321,7 @@ def test_schedules_train_and_choose_on_the_training_part(
     schedules = script("schedules", monkeypatch)
     budget = schedules.Budget(80, 40, 3, 3, 16, 3, N_TEST, 3, 1, bn_seeds=1)
     experiment = schedules.Experiment("cifar10", str(archive), budget, tmp_path)
-    data = schedules.load(experiment, 0)
+    data = experiment.images(0)
     trained, validated, tested = (set(numbers_of(part.x)) for part in (data.train, data.validation, data.test))
     assert trained | validated == set(TRAIN) and not trained & validated and tested == set(TEST)
 
@@ -334,11 +334,37 @@ def test_schedules_train_and_choose_on_the_training_part(
         given.update(train=source.x, calibrate=calibration, watch=options["validation"].source.x)
         raise Stop
 
-    monkeypatch.setattr(schedules, "Trainer", trainer)
+    monkeypatch.setattr(schedules._training, "Trainer", trainer)
     with pytest.raises(Stop):
         schedules.train(experiment, schedules.Unit(0, schedules.TEACHER), None, data, [], None)
     assert set(numbers_of(given["train"])) == trained and set(numbers_of(given["watch"])) == validated
     assert given["calibrate"].shape[0] == 16 and set(numbers_of(given["calibrate"])) <= trained
+
+
+@needs_benchmarks
+def test_studies_label_on_validation_images_and_keep_the_test_images_for_figures(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the predictor and the search learn from, and what the figures of the paper's tables are taken on."""
+    module = script("_study", monkeypatch)
+    budget = module.Budget(80, 40, N_TEST, 16, 3, 3, 14, 5, 5, N_TEST, 3)
+    recipe = module._training.RECIPES["cifar10"]
+    study = module.Study("cifar10", str(archive), "smoke", budget, recipe, tmp_path)
+    data = study.images(0)
+    trained, validated, tested = (set(numbers_of(part.x)) for part in (data.train, data.validation, data.test))
+    assert trained | validated == set(TRAIN) and not trained & validated and tested == set(TEST)
+
+    given: list[Any] = []
+    monkeypatch.setattr(module.Study, "supernet", lambda self, seed, method: study.network(0))
+    monkeypatch.setattr(
+        module, "label_students", lambda net, archs, source, images, **_: given.append((source, images))
+    )
+    archs = study.drawn(3, seed=0)
+    study.labelled(0, archs)
+    study.population(0, archs, module.PROGRESSIVE)
+    for (source, calibration), expected in zip(given, (validated, tested), strict=True):
+        assert set(numbers_of(source.x)) == expected
+        assert set(numbers_of(calibration)) <= trained
 
 
 def loaded(name: str, module: Any, data: str, file: Path | None, folder: Path) -> tuple[ArraySource, ArraySource]:
