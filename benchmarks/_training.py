@@ -25,6 +25,7 @@ from proard_nas.attacks import EPS, STEP_SIZE, seeded
 from proard_nas.data import ArraySource, load_npz
 from proard_nas.evaluation import AttackSettings
 from proard_nas.supernets import StudentNet
+from proard_nas.supernets.saving import rounded
 from proard_nas.training import (
     AttackBudget,
     CheckpointStore,
@@ -276,22 +277,22 @@ def threads(jobs: int) -> int:
 # -- folders ------------------------------------------------------------------------------------
 
 
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's tensors as files take them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
 def save_tensors(path: Path, network: nn.Module) -> None:
     """Write a network's tensors, whole or not at all."""
-    tensors: dict[str, Tensor] = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     part = path.with_suffix(".part")
-    safetensors.torch.save_file(tensors, part)
+    safetensors.torch.save_file(tensors_of(network), part)
     part.replace(path)
 
 
 def save_parts(folder: Path, network: nn.Module) -> None:
     """Write a network's tensors in half precision, in files small enough to be moved one by one."""
-    state = {
-        name: (t.half() if t.is_floating_point() and t.ndim > 1 else t).detach().cpu().contiguous()
-        for name, t in network.state_dict().items()
-    }
     folder.mkdir(exist_ok=True)
-    save_torch_state_dict(state, folder, max_shard_size=PART_SIZE)
+    save_torch_state_dict(rounded(tensors_of(network), "float16"), folder, max_shard_size=PART_SIZE)
 
 
 def load_parts(folder: Path) -> dict[str, Tensor]:

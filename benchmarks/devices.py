@@ -40,8 +40,9 @@ def measure(study: Study, paper: bool) -> dict[str, Any]:
     study.ensure(Unit(seed, PROGRESSIVE) for seed in seeds)
     found = {seed: {"largest": study.network(seed).space.largest, "found": study.found(seed)} for seed in seeds}
     study.ensure(Unit(seed, "rslad", arch) for seed in seeds for arch in found[seed].values())
+    shared = {seed: supernet_costs(study, seed) for seed in seeds}
     return {
-        "measured": {which: own_costs(study, found, which) for which in ("largest", "found")},
+        "measured": {which: own_costs(study, found, shared, which) for which in ("largest", "found")},
         "paper": {name: paper_costs(name) for name in PAPER_NETWORKS} if paper else None,
     }
 
@@ -49,17 +50,23 @@ def measure(study: Study, paper: bool) -> dict[str, Any]:
 # -- this study ---------------------------------------------------------------------------------
 
 
-def own_costs(study: Study, found: dict[int, dict[str, Any]], which: str) -> dict[str, Any]:
+def supernet_costs(study: Study, seed: int) -> dict[str, dict[str, float]]:
+    """Return what one seed's supernet, its labels and a search took."""
+    return {
+        "teacher": training(study, Unit(seed, TEACHER)),
+        "steps": training(study, Unit(seed, PROGRESSIVE)),
+        "labelling": labelling(study, seed),
+        "search": {"seconds": search_seconds(study, seed), "macs": 0.0},
+    }
+
+
+def own_costs(
+    study: Study, found: dict[int, dict[str, Any]], shared: dict[int, dict[str, dict[str, float]]], which: str
+) -> dict[str, Any]:
     """Return what the supernet and a network alone took, averaged over the seeds, and how they compare."""
     parts: dict[str, dict[str, list[float]]] = {}
     for seed in found:
-        costs = {
-            "teacher": training(study, Unit(seed, TEACHER)),
-            "steps": training(study, Unit(seed, PROGRESSIVE)),
-            "labelling": labelling(study, seed),
-            "search": {"seconds": search_seconds(study, seed), "macs": 0.0},
-            "rslad": training(study, Unit(seed, "rslad", found[seed][which])),
-        }
+        costs = {**shared[seed], "rslad": training(study, Unit(seed, "rslad", found[seed][which]))}
         for name, cost in costs.items():
             for unit, value in cost.items():
                 parts.setdefault(name, {}).setdefault(unit, []).append(value)

@@ -27,7 +27,7 @@ def measure(study: Study, max_flops: float | None) -> dict[str, Any]:
     study.ensure([Unit(seed, PROGRESSIVE)])
     result = study.search(seed, max_flops)
     first, last = result.generations
-    chosen = {"first": spread_out(first_feasible(study, seed, result)), "front": spread_out(result.front)}
+    chosen = {"first": spread_out(first_feasible(study, result)), "front": spread_out(result.front)}
     measured = {
         name: study.population(seed, [one.architecture for one in candidates], PROGRESSIVE).accuracies
         for name, candidates in chosen.items()
@@ -66,20 +66,17 @@ def measure(study: Study, max_flops: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def first_feasible(study: Study, seed: int, result: Any) -> list[Candidate]:
+def first_feasible(study: Study, result: Any) -> list[Candidate]:
     """Return the students of the first generation that keep the limit, read from the search's Optuna study."""
-    from proard_nas import Architecture
-
-    network = study.network(0)
-    trials = result.study.get_trials(deepcopy=False)[: len(result.generations[0].macs)]
-    archs = [architecture_of(network.space, trial.params) for trial in trials]
-    predicted = study.predictor(seed, study.labelled(seed, study.drawn(study.budget.n_labels, seed))).predict(archs)
+    network, first = study.network(0), result.generations[0]
+    trials = result.study.get_trials(deepcopy=False)[: len(first.macs)]
     found = []
-    for arch, row in zip(archs, predicted, strict=True):
-        assert isinstance(arch, Architecture)
-        cost = network.cost(arch)
-        if cost.mmacs <= result.constraints["max_flops"]:
-            found.append(Candidate(arch, cost.macs, cost.params, float(row[0]), float(row[1])))
+    rows = zip(trials, first.natural_accuracy, first.robust_accuracy, first.feasible, strict=True)
+    for trial, natural, robust, feasible in rows:
+        if feasible:
+            arch = architecture_of(network.space, trial.params)
+            cost = network.cost(arch)
+            found.append(Candidate(arch, cost.macs, cost.params, natural, robust))
     return found
 
 

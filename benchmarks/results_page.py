@@ -56,6 +56,14 @@ class Page:
             if "smoke" not in path.stem:
                 yield path.name, json.loads(path.read_text())
 
+    def studies(self, stem: str, title: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield the results and the study of each file of a script, between a heading and where they come from."""
+        for number, (name, record) in enumerate(self.files(stem)):
+            found, study = record["results"], record["results"]["study"]
+            self.add(*([] if number else [title]), f"### {study['data']}", settings(study))
+            yield found, study
+            self.source(name, record)
+
     def add(self, *parts: str) -> None:
         self.parts += parts
 
@@ -163,11 +171,8 @@ def shipped_words(found: dict[str, Any]) -> Iterator[str]:
 
 
 def table1(page: Page) -> None:
-    page_title(page, "table1", "## Table 1: students beside networks trained alone")
-    for name, record in page.files("table1"):
-        found, study = record["results"], record["results"]["study"]
+    for found, study in page.studies("table1", "## Table 1: students beside networks trained alone"):
         b = study["budget"]
-        page.add(f"### {study['data']}", settings(study))
         rows = [
             [row["which"], _study.TITLES[row["method"]], *(_robustness.with_std(row[m]) for m in METRICS)]
             for row in found["table"]
@@ -192,7 +197,6 @@ def table1(page: Page) -> None:
         page.figure(
             f"table1_{study['data']}", "Accuracy against MMACs for each method", lambda ax, f=found: draw_methods(ax, f)
         )
-        page.source(name, record)
 
 
 def draw_methods(ax: Any, found: dict[str, Any]) -> None:
@@ -211,10 +215,9 @@ def draw_methods(ax: Any, found: dict[str, Any]) -> None:
 
 
 def population(page: Page) -> None:
-    page_title(page, "population", "## Figures 2 and 7: many students, progressive against random sampling")
-    for name, record in page.files("population"):
-        found, study = record["results"], record["results"]["study"]
-        page.add(f"### {study['data']}", settings(study))
+    for found, study in page.studies(
+        "population", "## Figures 2 and 7: many students, progressive against random sampling"
+    ):
         rows = [
             [_study.TITLES[method], NAMES[output], *(percent(one[k]) for k in ("mean", "std", "worst", "best"))]
             for method, outputs in found["distribution"].items()
@@ -227,7 +230,6 @@ def population(page: Page) -> None:
             f"{found['n_students_of_all_seeds']} of them for all."
         )
         page.figure(f"population_{study['data']}", "Students' accuracy", lambda ax, f=found: draw_population(ax, f))
-        page.source(name, record)
 
 
 def population_words(found: dict[str, Any], output: str) -> str:
@@ -253,11 +255,8 @@ def draw_population(ax: Any, found: dict[str, Any]) -> None:
 
 
 def widths(page: Page) -> None:
-    page_title(page, "widths", "## Figure 6: one dimension at a time")
-    for name, record in page.files("widths"):
-        found, study = record["results"], record["results"]["study"]
+    for found, _ in page.studies("widths", "## Figure 6: one dimension at a time"):
         metrics = ("natural", "fgsm", "pgd20")
-        page.add(f"### {study['data']}", settings(study))
         rows = [
             [row["student"], f"{row['mmacs']:.1f}", _study.TITLES[method]]
             + [_robustness.with_std(row[method][metric]) for metric in metrics]
@@ -268,14 +267,10 @@ def widths(page: Page) -> None:
         rows.append(["largest", "", _study.TITLES["teacher"], *(_robustness.with_std(line[x]) for x in metrics)])
         page.table(rows, ["student", "MMACs", "trained", *(f"{NAMES[m]}, %" for m in metrics)])
         page.bullets(f"{row['student']}: {text}." for row in found["students"] for text in row["verdicts"])
-        page.source(name, record)
 
 
 def devices(page: Page) -> None:
-    page_title(page, "devices", "## Figure 8: the cost for N devices")
-    for name, record in page.files("devices"):
-        found, study = record["results"], record["results"]["study"]
-        page.add(f"### {study['data']}", settings(study))
+    for found, study in page.studies("devices", "## Figure 8: the cost for N devices"):
         costs = [(f"measured, {which} student, {unit}", one[unit])
                  for which, one in found["measured"].items() for unit in ("macs", "seconds")]  # fmt: skip
         paper = found["paper"] or {}
@@ -293,7 +288,6 @@ def devices(page: Page) -> None:
             if one["devices_for_60"] is not None
         )
         page.figure(f"devices_{study['data']}", "Cost against devices", lambda ax, c=costs: draw_devices(ax, c))
-        page.source(name, record)
 
 
 def draw_devices(ax: Any, costs: list[tuple[str, dict[str, Any]]]) -> None:
@@ -307,10 +301,7 @@ def draw_devices(ax: Any, costs: list[tuple[str, dict[str, Any]]]) -> None:
 
 
 def predicted(page: Page) -> None:
-    page_title(page, "predicted", "## Figure 9: predicted against measured")
-    for name, record in page.files("predicted"):
-        found, study = record["results"], record["results"]["study"]
-        page.add(f"### {study['data']}", settings(study))
+    for found, study in page.studies("predicted", "## Figure 9: predicted against measured"):
         rows = [
             [output.replace("_", " "), f"{one['rmse']:.4f}", f"{one['paper_rmse']:.4f}", f"{one['label_noise']:.4f}",
              f"{one['std_of_students']:.4f}", f"{one['kendall_tau']:.2f}", f"{one['r2']:.2f}"]
@@ -324,7 +315,6 @@ def predicted(page: Page) -> None:
         )
         title = "Predicted against measured"
         page.figure(f"predicted_{study['data']}", title, lambda ax, f=found: draw_predicted(ax, f))
-        page.source(name, record)
 
 
 def draw_predicted(ax: Any, found: dict[str, Any]) -> None:
@@ -339,10 +329,7 @@ def draw_predicted(ax: Any, found: dict[str, Any]) -> None:
 
 
 def generations(page: Page) -> None:
-    page_title(page, "generations", "## Figure 10: the search's first and last generation")
-    for name, record in page.files("generations"):
-        found, study = record["results"], record["results"]["study"]
-        page.add(f"### {study['data']}", settings(study))
+    for found, study in page.studies("generations", "## Figure 10: the search's first and last generation"):
         rows = [
             [group, output.replace("_", " "), percent(one["predicted"]), percent(one["measured"])]
             for group, outputs in found["means"].items()
@@ -360,7 +347,6 @@ def generations(page: Page) -> None:
             f"limit, measured on {found['n_images']} test images: {gains} points."
         )
         page.figure(f"generations_{study['data']}", "Generations", lambda ax, f=found: draw_generations(ax, f))
-        page.source(name, record)
 
 
 def draw_generations(ax: Any, found: dict[str, Any]) -> None:
@@ -375,8 +361,8 @@ def draw_generations(ax: Any, found: dict[str, Any]) -> None:
 
 
 def schedules(page: Page) -> None:
-    page_title(page, "schedules", "## Schedules and batch norm choices")
-    for name, record in page.files("schedules"):
+    for number, (name, record) in enumerate(page.files("schedules")):
+        page.add(*([] if number else ["## Schedules and batch norm choices"]))
         for data, found in record["results"]["data"].items():
             b = found["settings"]["budget"]
             for part, title in (("schedules", "the same teacher, as many student-steps"), ("batch_norm", "batch norm")):
@@ -396,11 +382,6 @@ def schedules(page: Page) -> None:
                 )
                 page.bullets(f"{text}." for text in found[part]["verdict"].split("; "))
         page.source(name, record)
-
-
-def page_title(page: Page, stem: str, title: str) -> None:
-    if any(True for _ in page.files(stem)):
-        page.add(title)
 
 
 SECTIONS = (shipped, table1, population, widths, devices, predicted, generations, schedules)

@@ -15,6 +15,7 @@ Parts, each of which goes on from what it has left in the ``--work`` folder:
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import functools
 import json
@@ -41,7 +42,8 @@ from proard_nas.attacks import seeded
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings, calibrate, evaluate
 from proard_nas.evaluation.population import append_line
-from proard_nas.training import CheckpointStore, Stage
+from proard_nas.supernets.saving import rounded
+from proard_nas.training import CheckpointStore, Stage, Trainer
 
 PARTS = ("train", "pack", "card", "alone")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -93,13 +95,10 @@ class Budget:
 class Recipe(_training.Recipe):
     """How the supernet is trained; the teacher without, the students with distillation."""
 
-    teacher_loss: str = "sat"
-    ema_decay: float = 0.998
-
     def stages(self, budget: Budget) -> list[Stage]:
         """Return the teacher's stage and the paper's three, the last ones with students drawn evenly over cost."""
         network = self.network(10, 0)
-        teacher = dataclasses.replace(_training.teacher_stage(self, budget.teacher_epochs, network), warmup=self.warmup)
+        teacher = _training.teacher_stage(self, budget.teacher_epochs, network)
         steps = _training.step_stages(self, 3 * budget.step_epochs, network, _training.PROGRESSIVE)
         return [teacher, *(dataclasses.replace(stage, sampler="attentive", drop_rate=0.0) for stage in steps)]
 
@@ -190,10 +189,7 @@ def pack(job: Job) -> dict[str, Any]:
     """Round the weights, make the calibration images, label, and write the folder in the package."""
     estimator, images, budget = train(job), job.images(), job.budget
     network = estimator.supernet_
-    with torch.no_grad():
-        for tensor in network.parameters():
-            if tensor.ndim > 1:
-                tensor.copy_(tensor.half())
+    network.load_state_dict(rounded(network.state_dict(), "float16"))
     real = images.train.x[: budget.n_calibration]
     path = job.folder / "synthetic.npy"
     if not path.exists():
@@ -423,10 +419,6 @@ def train_alone(job: Job, seconds: float, task: tuple[str, Architecture, float])
 
 def epoch_seconds(network: nn.Module, images: _training.Data, recipe: Recipe, settings: Any) -> float:
     """Time a few steps of a copy and return the seconds of an epoch."""
-    import copy
-
-    from proard_nas.training import Trainer
-
     few = images.train.head(12 * recipe.batch_size)
     trainer = Trainer(copy.deepcopy(network), few, few.x[:64], settings)
     stage = _training.teacher_stage(recipe, 1, recipe.network(10, 0))
