@@ -26,7 +26,8 @@ def unknown_name(kind: str, given: object, allowed: Iterable[str]) -> ValueError
     names = sorted(allowed)
     near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {kind} {given!r}; allowed: {', '.join(map(repr, names))}.{hint}")
+    listed = ", ".join(map(repr, names)) or "none here"
+    return ValueError(f"unknown {kind} {given!r}; allowed: {listed}.{hint}")
 
 
 def check_name(kind: str, given: object, allowed: Iterable[str]) -> str:

@@ -36,6 +36,12 @@ def test_a_name_without_weights_is_refused_with_those_there_are():
         ProARDEstimator.from_pretrained("proard_dyn_resnet50")
 
 
+def test_where_nothing_comes_with_the_library_the_message_says_so(monkeypatch):
+    monkeypatch.setattr(_shipped, "PRETRAINED", ())
+    with pytest.raises(ValueError, match="unknown pretrained model 'a_net'; allowed: none here"):
+        _shipped.folder("a_net")
+
+
 @shipped
 def test_it_takes_four_megabytes_at_most():
     files = [path for path in _shipped.folder(NAME).rglob("*") if path.is_file()]
