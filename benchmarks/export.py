@@ -1,11 +1,12 @@
 """Whether students leave the library unchanged: saved and loaded by timm alone, and as ONNX files.
 
-For random students of each supernet, every tensor of which is random: after ``student.save`` and
-``timm.create_model('local-dir:...', pretrained=True)`` all tensors have the same bits (bar: all students). After
-``export_onnx`` the logits in onnxruntime differ from PyTorch's by at most 1e-4 on batches of 1, 2 and 7 images (bar:
-1e-4; the classifier is scaled so that the largest logit of 64 images is 10, which robust networks reach: random ones
-have outliers, whose rounding grows with them), and the file is at most 5 % larger than the weights (bar: 1.05). How far
-PyTorch's own logits are from those in float64 stands beside the difference. Seconds are medians for one student.
+For random students of each supernet, every tensor of which is random, or trained with ``--steps``: after
+``student.save`` and ``timm.create_model('local-dir:...', pretrained=True)`` all tensors have the same bits (bar: all
+students). After ``export_onnx`` the logits in onnxruntime differ from PyTorch's by at most 1e-4 on batches of 1, 2 and
+7 images (bar: 1e-4; a random network's classifier is scaled so that the largest logit of 64 images is 10, which robust
+networks reach: random ones have outliers, whose rounding grows with them), and the file is at most 5 % larger than the
+weights (bar: 1.05). How far PyTorch's own logits are from those in float64 stands beside the difference. Seconds are
+medians for one student.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import _record
+import _training
 import timm
 import torch
 from tabulate import tabulate
@@ -35,9 +37,11 @@ from proard_nas.deploy.onnx import TOLERANCE, onnx_difference
 from proard_nas.evaluation import calibrate
 from proard_nas.evaluation.accuracy import predict_logits
 from proard_nas.supernets import SUPERNETS, StudentNet
+from proard_nas.training import Precision, Stage, Trainer
 
 LARGEST_RATIO = 1.05
 LARGEST_LOGIT, N_SCALED = 10.0, 64
+BATCH_SIZE = 32
 N_PIXELS, LEAST_CALIBRATION = 64 * 32 * 32, 16  # of the images for calibration, at least so many
 Result = TypeVar("Result")
 
@@ -68,9 +72,36 @@ def make_supernet(name: str, seed: int) -> Supernet:
     return net
 
 
-def make_student(net: Supernet, arch: Architecture, seed: int) -> StudentNet:
-    """Return a calibrated student whose logits have the size of a trained robust network's."""
+def train_supernet(name: str, data: str, steps: int, seed: int) -> tuple[Supernet, Tensor]:
+    """Return a supernet after so many steps of single-step adversarial training, and the images it saw.
+
+    A new student is drawn over the whole space in each step.
+
+    Raises
+    ------
+    ValueError
+        If the network takes other images.
+    """
+    named, file = _training.named_data(data)
+    recipe = dataclasses.replace(_training.RECIPES[named], model=name, batch_size=BATCH_SIZE, ema_decay=0.0)
+    source = _training.load(named, file, steps * BATCH_SIZE, 1, 1, seed).train
+    net = recipe.network(_training.N_CLASSES[named], seed)
+    wanted = (net.in_chans, *net.cfg.img_size)
+    if tuple(source.x.shape[1:]) != wanted:
+        raise ValueError(f"{name} takes images of {wanted}, and {named} holds {tuple(source.x.shape[1:])}")
+    stage = Stage("all", 1, "sat", net.space.dimensions, recipe.teacher_lr, attack="n-fgsm")
+    precision = _training.measured_precision(
+        net, source.head(12 * BATCH_SIZE), [stage], recipe.settings(seed, Precision(), 0.0), "auto", name
+    )
+    Trainer(net, source, source.x[:LEAST_CALIBRATION], recipe.settings(seed, precision, 0.0)).run([stage])
+    return net, source.x
+
+
+def make_student(net: Supernet, arch: Architecture, seed: int, seen: Tensor | None = None) -> StudentNet:
+    """Return a calibrated student; a random one's logits are given the size of a trained robust network's."""
     student = net.extract(arch)
+    if seen is not None:
+        return calibrate(student, seen[: N_PIXELS // math.prod(student.cfg.img_size)]).eval()
     n = max(LEAST_CALIBRATION, N_PIXELS // math.prod(student.cfg.img_size))
     calibrate(student, images_for(student, n, seed)).eval()
     with torch.no_grad():
@@ -124,13 +155,13 @@ def same_bits(one: nn.Module, other: nn.Module) -> bool:
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 
-def measure(name: str, n_students: int, seed: int) -> dict[str, Any]:
+def measure(name: str, n_students: int, seed: int, data: str, steps: int) -> dict[str, Any]:
     """Measure random students of one supernet."""
-    net = make_supernet(name, seed)
+    net, seen = train_supernet(name, data, steps, seed) if steps else (make_supernet(name, seed), None)
     rows = []
     for place, arch in enumerate(net.space.sample_distinct(n_students, seed=seed)):
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure_student(make_student(net, arch, seed), Path(folder)))
+            rows.append(measure_student(make_student(net, arch, seed, seen), Path(folder)))
         print(f"{name}: {place + 1} of {n_students}, {sum(rows[-1]['seconds'].values()):.1f} s", flush=True)
     return {
         "n_students": len(rows),
@@ -175,14 +206,18 @@ def main() -> None:
     parser.add_argument("--budget", choices=BUDGETS, default="laptop")
     parser.add_argument("--models", nargs="+", choices=SUPERNETS, help="in place of the budget's")
     parser.add_argument("--students", type=int, help="of each supernet, in place of the budget's")
+    parser.add_argument("--steps", type=int, default=0, help="of training first; 0: random weights")
+    parser.add_argument("--data", default=_training.STAND_IN, help=f"to train on: {_training.DATA_HELP}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=_record.RESULTS / "export.json")
     args = parser.parse_args()
     budget = BUDGETS[args.budget]
     started, results = time.time(), {}
     for name in args.models or budget.models:
-        results[name] = measure(name, args.students or budget.students, args.seed)
-        path = _record.save(args.out, {"budget": args.budget, "supernets": results}, args.seed, started)
+        results[name] = measure(name, args.students or budget.students, args.seed, args.data, args.steps)
+        path = _record.save(
+            args.out, {"budget": args.budget, "training_steps": args.steps, "supernets": results}, args.seed, started
+        )
     print(table(results))
     print("wrote", path)
     sys.exit(1 if failed(results) else 0)

@@ -32,6 +32,15 @@ def test_students_have_logits_of_a_trained_networks_size(benchmark_module):
     assert 5 < logits.abs().max() < 20
 
 
+def test_a_supernet_is_trained_before_its_students_are_taken(benchmark_module):
+    found = benchmark_module.measure("proard_dyn_resnet_small", 2, 0, "synthetic", 3)
+    assert found["n_bit_equal"] == found["n_students"] == 2
+    assert 0 < found["largest_onnx_difference"] <= 1e-4
+    assert found["largest_logit"] != pytest.approx(10, rel=0.5)  # as they are, not scaled
+    with pytest.raises(ValueError, match=r"proard_dyn_resnet50_224 takes images of \(3, 224, 224\), and synthetic"):
+        benchmark_module.train_supernet("proard_dyn_resnet50_224", "synthetic", 1, 0)
+
+
 def test_one_changed_bit_and_each_missed_bar_are_seen(benchmark_module):
     one, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     other.load_state_dict(one.state_dict())
