@@ -81,13 +81,18 @@ def save(path: str | Path, results: Any, seed: int | None, started: float) -> Pa
 
 
 def command() -> str:
-    """Return the command line, with paths inside the project relative to it."""
-    return " ".join(["python", *(_inside(a) for a in sys.argv)])
+    """Return the command line, with paths inside the project relative to it, and the names alone of others."""
+    return " ".join(["python", *(_portable(a) for a in sys.argv)])
 
 
-def _inside(argument: str) -> str:
-    path = Path(argument).resolve()
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) and path.exists() else argument
+def _portable(argument: str) -> str:
+    before, equals, given = argument.rpartition("=")
+    path = Path(given)
+    if (path.is_absolute() or path.exists()) and path.resolve().is_relative_to(ROOT):
+        given = str(path.resolve().relative_to(ROOT))
+    elif path.is_absolute():
+        given = path.name
+    return f"{before}{equals}{given}"
 
 
 def commit() -> dict[str, Any]:

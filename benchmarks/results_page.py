@@ -16,8 +16,17 @@ from typing import Any
 import _record
 import _robustness
 import _study
+import export
+import labelling
+import latency
 import matplotlib as mpl
+import network_shapes
 import numpy as np
+import predictor
+import resume
+import search
+import student_overhead
+import training_step
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -72,6 +81,9 @@ class Page:
 
     def table(self, rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
         self.add(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+
+    def printed(self, text: str) -> None:
+        self.add(f"```text\n{text.rstrip()}\n```")
 
     def source(self, name: str, record: dict[str, Any]) -> None:
         """Say where figures come from."""
@@ -384,7 +396,41 @@ def schedules(page: Page) -> None:
         page.source(name, record)
 
 
-SECTIONS = (shipped, table1, population, widths, devices, predicted, generations, schedules)
+# -- what else is measured: as the scripts themselves print it ----------------------------------------
+
+
+def search_text(results: dict[str, Any]) -> str:
+    return "\n\n".join(f"{name}\n{search.summary(name, results[name])}" for name in search.MEASURES if name in results)
+
+
+def step_text(results: dict[str, Any]) -> str:
+    return training_step.table(
+        {model: {k: v for k, v in found.items() if k != "batch"} for model, found in results["supernets"].items()}
+    )
+
+
+PRINTED: dict[str, tuple[Any, Callable[[dict[str, Any]], str]]] = {
+    "predictor": (predictor, lambda results: predictor.text(results["data"])),
+    "search": (search, search_text),
+    "labelling": (labelling, lambda results: labelling.table(results["data"])),
+    "export": (export, lambda results: export.table(results["supernets"])),
+    "latency": (latency, lambda results: latency.summary(results["rows"])),
+    "training_step": (training_step, step_text),
+    "student_overhead": (student_overhead, lambda results: student_overhead.table(results["supernets"])),
+    "resume": (resume, lambda results: resume.table(results["trials"])),
+    "network_shapes": (network_shapes, lambda results: network_shapes.table(results["rows"])),
+}
+
+
+def printed(page: Page) -> None:
+    for stem, (module, text) in PRINTED.items():
+        for number, (name, record) in enumerate(page.files(stem)):
+            page.add(*([] if number else [f"## {module.__doc__.splitlines()[0].rstrip('.')}"]))
+            page.printed(text(record["results"]))
+            page.source(name, record)
+
+
+SECTIONS = (shipped, table1, population, widths, devices, predicted, generations, schedules, printed)
 INTRODUCTION = """\
 # Results
 

@@ -18,7 +18,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the project's benchmarks folder")
 SCRIPTS = ("table1", "population", "widths", "devices", "predicted", "generations")
 OTHERS = ("shipped", "results_page")
-HELPERS = ("_images", "_record", "_robustness", "_study", "_training")
+PRINTED = ("predictor", "search", "labelling", "export", "latency", "training_step", "student_overhead", "resume")
+HELPERS = ("_images", "_record", "_robustness", "_study", "_training", "network_shapes", *PRINTED)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,26 @@ def test_the_page_shows_what_the_files_hold(
     for line in text.splitlines():
         if line.startswith("!["):
             assert (tmp_path / line.partition("(")[2].rstrip(")")).is_file()
+
+
+def test_the_committed_page_is_that_of_the_committed_results(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    page = scripts["results_page"].main(["--docs", str(tmp_path)])
+    assert page.read_text() == (FOLDER.parent / "docs" / "results.md").read_text()
+    assert {path.name for path in (tmp_path / "figures").glob("*")} == {
+        path.name for path in (FOLDER.parent / "docs" / "figures").glob("*")
+    }
+
+
+def test_commands_name_no_folder_of_the_machine(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record = scripts["_record"]
+    given = [str(FOLDER / "table1.py"), "--data", f"cifar10={tmp_path / 'images.npz'}", "--work", str(tmp_path / "w")]
+    monkeypatch.setattr(sys, "argv", [*given, "--budget", "laptop", f"--out={record.RESULTS / 'search.json'}", "1/2"])
+    assert record.command() == (
+        "python benchmarks/table1.py --data cifar10=images.npz --work w --budget laptop "
+        "--out=benchmarks/results/search.json 1/2"
+    )
 
 
 def test_devices_break_even_where_the_costs_are_equal(scripts: dict[str, ModuleType]) -> None:
