@@ -36,7 +36,7 @@ from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings, Labels, label_students
 from proard_nas.search import AccuracyPredictor, search
 from proard_nas.supernets import StudentNet
-from proard_nas.training import CheckpointStore, Precision, Stage
+from proard_nas.training import CheckpointStore, Precision, Stage, calibration_images
 from proard_nas.training.schedule import share_cosine
 
 TEACHER, RANDOM = "teacher", "random"
@@ -206,7 +206,7 @@ class Study:
         return _training.load(self.data, self.file, b.n_train, b.n_val, b.n_test, seed).to(self.device)
 
     def calibration(self, seed: int) -> torch.Tensor:
-        return self.images(seed).train.x[: self.budget.n_calibration]
+        return calibration_images(self.images(seed).train, self.budget.n_calibration, self.recipe.augment)
 
     # -- trainings ------------------------------------------------------------------------------
 

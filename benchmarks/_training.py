@@ -34,6 +34,7 @@ from proard_nas.training import (
     Trainer,
     TrainSettings,
     Validation,
+    calibration_images,
     make_schedule,
     plan_training,
     raise_for,
@@ -228,7 +229,7 @@ def train(
     trainer = Trainer(
         network,
         data.train,
-        data.train.x[:n_calibration],
+        calibration_images(data.train, n_calibration, settings.augment),
         settings,
         validation=Validation(
             data.validation, AttackSettings("pgd", budget.eps, budget.step_size, 10), n_students=n_students

@@ -190,7 +190,7 @@ def pack(job: Job) -> dict[str, Any]:
     estimator, images, budget = train(job), job.images(), job.budget
     network = estimator.supernet_
     network.load_state_dict(rounded(network.state_dict(), "float16"))
-    real = images.train.x[: budget.n_calibration]
+    real = estimator.calibration_images_
     path = job.folder / "synthetic.npy"
     if not path.exists():
         made = synthetic_images(network, real, budget.n_synthetic, budget.synthetic_steps)
@@ -409,7 +409,6 @@ def train_alone(job: Job, seconds: float, task: tuple[str, Architecture, float])
         n_calibration=job.budget.n_calibration,
         store=CheckpointStore(path.with_suffix(""), {"arch": arch.to_dict(), "epochs": epochs}),
     )
-    calibrate(network, images.train.x[: job.budget.n_calibration])
     measured = _robustness.measure_network(network, images.test, job.test, auto=True)
     found = _training.report(trainer, [stage], recipe.batch_size)
     _training.write(path, {"arch": arch.to_dict(), "part": part, "epochs": epochs, "threads": threads,

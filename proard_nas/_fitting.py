@@ -32,6 +32,7 @@ from .training import (
     Trainer,
     TrainSettings,
     Validation,
+    calibration_images,
     make_loss,
     make_schedule,
     plan_training,
@@ -77,8 +78,9 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
     teacher = _teacher(estimator, data)
     _describe(estimator, data, seed)
     store = _open_store(folder, _settings(estimator, data, teacher, seed)) if folder else None
-    head = data.train.head(estimator.n_calibration, seed=derive_seed(seed, "calibration"))
-    estimator.calibration_images_ = head.x
+    estimator.calibration_images_ = calibration_images(
+        data.train, estimator.n_calibration, estimator.augment, derive_seed(seed, "calibration")
+    )
     _train(estimator, supernet, stages, data, teacher, store)
     _labelling.label_first(estimator, data.val, None if folder is None else folder / "labels.jsonl")
 

@@ -103,7 +103,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         Processes that measure students, of one thread each. None is this one alone, on all of
         torch's threads, and -1 is one for each core.
     n_calibration : int, default=4000
-        Training images for batch norm statistics.
+        Training images for batch norm statistics, augmented as in training.
     num_classes : int, default=None
         None finds it out from the data.
     val_fraction : float, default=0.1

@@ -51,6 +51,21 @@ def fitted(digits):
     return ProARDEstimator(**SMALL).fit(x_train, y_train)
 
 
+def test_students_are_calibrated_on_images_as_training_saw_them(digits):
+    x_train, _, y_train, _ = digits
+    white, few = np.ones_like(x_train), SMALL | {"epochs": 4, "n_watch": 0, "n_labels": 12}
+    cropped = ProARDEstimator(**few, augment="crop").fit(white, y_train)
+    assert cropped.calibration_images_.mean() < 0.9  # zeros at the edges
+    student, seen = cropped.extract(cropped.supernet_.space.largest), []
+    whole = ProARDEstimator(**few).fit(white, y_train)
+    assert whole.calibration_images_.min() == 1
+    norm = next(m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3))))
+    with torch.no_grad():
+        student(cropped.calibration_images_)
+    torch.testing.assert_close(norm.running_mean, seen[0], rtol=1e-3, atol=1e-4)
+
+
 def bits(estimator):
     return [tensor.clone() for tensor in estimator.supernet_.state_dict().values()]
 

@@ -1,7 +1,7 @@
 """Training: schedules of stages, losses with their inner attacks, the loop, its records, precision and cost."""
 
 from .accounting import EnergyMeter, Ledger, Spent
-from .augment import AUGMENTATIONS, Augmentation
+from .augment import AUGMENTATIONS, Augmentation, calibration_images
 from .budget import TrainingCost, training_cost
 from .checkpoint import CheckpointError, CheckpointStore
 from .losses import LOSSES, AttackBudget, Batch, Noise, Objective, Passes, make_loss, register_loss
@@ -42,6 +42,7 @@ __all__ = [
     "TrainingCost",
     "TrainingFailedError",
     "Validation",
+    "calibration_images",
     "fastest",
     "labelling_macs",
     "make_loss",

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from proard_nas._errors import check_name
+from proard_nas._random import derive_seed
+from proard_nas.data import Source
 
 
 @torch.no_grad()
@@ -124,6 +126,37 @@ class Augmentation:
     ) -> Tensor:
         """Return the augmented batch; the parameters are those of `augment`."""
         return augment(x, generator, self.padding, self.flip, total, rank, size)
+
+
+def calibration_images(source: Source, n: int, name: str = "none", seed: int | None = None) -> Tensor:
+    """Return training images, augmented as in training, from which students' batch norm statistics are taken.
+
+    Cropped images have other statistics than whole ones: zeros at their edges. Weights that were trained on the
+    statistics of cropped batches want those.
+
+    Parameters
+    ----------
+    source : Source
+        Training images. A loader that augments them itself gives them so.
+    n : int
+        How many, or all if there are fewer.
+    name : str, default='none'
+        One of `AUGMENTATIONS`: the one that training uses.
+    seed : int, default=None
+        Draws the images and their crops; None takes the first images, and crops of seed 0.
+
+    Returns
+    -------
+    Tensor of shape (N, C, H, W)
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    """
+    augmentation = Augmentation.from_name(name)
+    x = source.head(n, seed=seed).x
+    return augmentation(x, torch.Generator(x.device).manual_seed(derive_seed(seed or 0, "augment")))
 
 
 AUGMENTATIONS = {

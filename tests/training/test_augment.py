@@ -8,7 +8,8 @@ import torch
 from PIL import Image, ImageOps
 from scipy.stats import chisquare
 
-from proard_nas.training.augment import AUGMENTATIONS, Augmentation, augment
+from proard_nas.data import ArraySource
+from proard_nas.training.augment import AUGMENTATIONS, Augmentation, augment, calibration_images
 
 
 def generator(seed=0):
@@ -156,6 +157,23 @@ def test_names_give_what_they_say():
     assert not any(mirrored for *_, mirrored in choices(x, crop, 1))
     both = Augmentation.from_name("crop-flip")(x, generator())
     assert {mirrored for *_, mirrored in choices(x, both, 1)} == {False, True}
+
+
+def test_calibration_images_are_cropped_training_images():
+    x = images(200)
+    source = ArraySource(x, torch.zeros(200, dtype=torch.int64))
+    assert torch.equal(calibration_images(source, 50), x[:50])
+    assert torch.equal(calibration_images(source, 50, seed=3), source.head(50, seed=3).x)
+    for seed in (None, 3):
+        got = calibration_images(source, 50, "crop", seed)
+        assert len(set(choices(source.head(50, seed=seed).x, got, 1))) > 5
+        assert torch.equal(got, calibration_images(source, 50, "crop", seed))
+
+
+def test_calibration_images_have_as_much_of_the_border_as_expected():
+    source = ArraySource(torch.full((4000, 1, 8, 8), 0.5), torch.zeros(4000, dtype=torch.int64))
+    inside = (1 - 2 / 3 / 8) ** 2  # the mean shift of a crop from a padding of 1 is 2/3 of a pixel each way
+    assert calibration_images(source, 4000, "crop-flip").mean().item() == pytest.approx(0.5 * inside, rel=0.005)
 
 
 def test_an_unknown_name_suggests_a_known_one():
