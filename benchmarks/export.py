@@ -1,12 +1,12 @@
 """Whether students leave the library unchanged: saved and loaded by timm alone, and as ONNX files.
 
 For random students of each supernet, every tensor of which is random, or trained with ``--steps``: after
-``student.save`` and ``timm.create_model('local-dir:...', pretrained=True)`` all tensors have the same bits (bar: all
-students). After ``export_onnx`` the logits in onnxruntime differ from PyTorch's by at most 1e-4 on batches of 1, 2 and
-7 images (bar: 1e-4; a random network's classifier is scaled so that the largest logit of 64 images is 10, which robust
-networks reach: random ones have outliers, whose rounding grows with them), and the file is at most 5 % larger than the
-weights (bar: 1.05). How far PyTorch's own logits are from those in float64 stands beside the difference. Seconds are
-medians for one student.
+``student.save`` and ``timm.create_model('local-dir:...', pretrained=True)`` all tensors have the same bits (bar:
+all students). After ``export_onnx`` the logits in onnxruntime differ from PyTorch's by at most 1e-4 on batches of
+1, 2 and 7 images (bar: 1e-4; a student's classifier is scaled so that the largest logit of 64 images is 10, which
+robust networks reach: random ones have outliers, whose rounding grows with them, and a few steps of training leave
+small ones), and the file is at most 5 % larger than the weights (bar: 1.05). How far PyTorch's own logits are from
+those in float64 stands beside the difference. Seconds are medians for one student.
 """
 
 from __future__ import annotations
@@ -98,12 +98,10 @@ def train_supernet(name: str, data: str, steps: int, seed: int) -> tuple[Superne
 
 
 def make_student(net: Supernet, arch: Architecture, seed: int, seen: Tensor | None = None) -> StudentNet:
-    """Return a calibrated student; a random one's logits are given the size of a trained robust network's."""
+    """Return a calibrated student whose logits are as large as those of a robust network that is trained to the end."""
     student = net.extract(arch)
-    if seen is not None:
-        return calibrate(student, seen[: N_PIXELS // math.prod(student.cfg.img_size)]).eval()
     n = max(LEAST_CALIBRATION, N_PIXELS // math.prod(student.cfg.img_size))
-    calibrate(student, images_for(student, n, seed)).eval()
+    calibrate(student, images_for(student, n, seed) if seen is None else seen[:n]).eval()
     with torch.no_grad():
         parts = images_for(student, N_SCALED, seed + 1).split(LEAST_CALIBRATION)
         largest = max(float(predict_logits(student, part).abs().max()) for part in parts)
