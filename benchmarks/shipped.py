@@ -96,21 +96,22 @@ class Recipe(_training.Recipe):
     """How the supernet is trained; the teacher without, the students with distillation."""
 
     def stages(self, budget: Budget) -> list[Stage]:
-        """Return the teacher's stage and the paper's three, the last ones with students drawn evenly over cost."""
+        """Return the teacher's stage and the paper's three, with two students a step, drawn evenly over cost."""
         network = self.network(10, 0)
         teacher = _training.teacher_stage(self, budget.teacher_epochs, network)
         steps = _training.step_stages(self, 3 * budget.step_epochs, network, _training.PROGRESSIVE)
-        return [teacher, *(dataclasses.replace(stage, sampler="attentive", drop_rate=0.0) for stage in steps)]
+        drawn = {"sampler": "attentive", "students_per_step": 2, "drop_rate": 0.0}
+        return [teacher, *(dataclasses.replace(stage, **drawn) for stage in steps)]
 
 
 BASE = dataclasses.asdict(_training.CIFAR) | {"teacher_loss": "sat", "ema_decay": 0.998}
 RECIPES = {
     "smoke": Recipe(**BASE | {"batch_size": 32, "ema_decay": 0.9, "augment": "none", "precision": "float32"}),
-    "laptop": Recipe(**BASE | {"batch_size": 128, "teacher_lr": 0.2, "lr": 0.1, "warmup": 2.0}),
+    "laptop": Recipe(**BASE | {"batch_size": 128, "teacher_lr": 0.2, "lr": 0.04, "warmup": 2.0}),
 }
 BUDGETS = {
     "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 32, 3, square_queries=10, limits=(0.2,)),
-    "laptop": Budget(47_500, 2500, 10_000, 500, 28, 8, 4000, 224, 600, 300, 1000, 1000),
+    "laptop": Budget(47_500, 2500, 10_000, 500, 50, 8, 4000, 224, 600, 300, 1000, 1000),
 }
 
 

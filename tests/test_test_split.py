@@ -314,11 +314,17 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
+def uncropped(training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the recipe crop no image, or its number would be moved."""
+    monkeypatch.setitem(training.RECIPES, "cifar10", dataclasses.replace(training.RECIPES["cifar10"], augment="none"))
+
+
 @needs_benchmarks
 def test_schedules_train_and_choose_on_the_training_part(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schedules = script("schedules", monkeypatch)
+    uncropped(schedules._training, monkeypatch)
     budget = schedules.Budget(80, 40, 3, 3, 16, 3, N_TEST, 3, 1, bn_seeds=1)
     experiment = schedules.Experiment("cifar10", str(archive), budget, tmp_path)
     data = experiment.images(0)
@@ -348,6 +354,7 @@ def test_studies_label_on_validation_images_and_keep_the_test_images_for_figures
     """What the predictor and the search learn from, and what the figures of the paper's tables are taken on."""
     module = script("_study", monkeypatch)
     budget = module.Budget(80, 40, N_TEST, 16, 3, 3, 14, 5, 5, N_TEST, 3)
+    uncropped(module._training, monkeypatch)
     recipe = module._training.RECIPES["cifar10"]
     study = module.Study("cifar10", str(archive), "smoke", budget, recipe, tmp_path)
     data = study.images(0)
