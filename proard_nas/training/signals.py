@@ -16,7 +16,8 @@ WATCHED = (signal.SIGINT, signal.SIGTERM)
 class SignalWatch:
     """Inside the block the first SIGTERM or Ctrl-C only sets ``received``; a second one acts as ever.
 
-    Handlers can be set in the main thread only; elsewhere signals act as ever.
+    Handlers can be set in the main thread only; elsewhere signals act as ever. A signal that the process ignores, as
+    scripts' background jobs do Ctrl-C, stays ignored.
 
     Attributes
     ----------
@@ -29,7 +30,8 @@ class SignalWatch:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._notice) for number in WATCHED}
+            heeded = [number for number in WATCHED if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._notice) for number in heeded}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -16,8 +16,10 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows ends a process 
 
 @pytest.fixture(autouse=True)
 def _handlers():
-    """Leave the test run's own handlers as they were, whatever a test does."""
+    """Start from Python's handlers, and leave the test run's own ones as they were, whatever a test does."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -41,6 +43,14 @@ def test_the_first_signal_is_only_noted(number, caplog):
         assert watch.received is number
     assert watch.received is number
     assert f"{number.name}: training stops after this batch; once more stops it at once" in caplog.text
+
+
+def test_an_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with SignalWatch() as watch:
+        send(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert watch.received is None
 
 
 def test_a_second_ctrl_c_interrupts():
