@@ -37,7 +37,7 @@ from proard_nas.deploy.onnx import TOLERANCE, onnx_difference
 from proard_nas.evaluation import calibrate
 from proard_nas.evaluation.accuracy import predict_logits
 from proard_nas.supernets import SUPERNETS, StudentNet
-from proard_nas.training import Precision, Stage, Trainer
+from proard_nas.training import Precision, Stage, Trainer, calibration_images
 
 LARGEST_RATIO = 1.05
 LARGEST_LOGIT, N_SCALED = 10.0, 64
@@ -93,8 +93,9 @@ def train_supernet(name: str, data: str, steps: int, seed: int) -> tuple[Superne
     precision = _training.measured_precision(
         net, source.head(12 * BATCH_SIZE), [stage], recipe.settings(seed, Precision(), 0.0), "auto", name
     )
-    Trainer(net, source, source.x[:LEAST_CALIBRATION], recipe.settings(seed, precision, 0.0)).run([stage])
-    return net, source.x
+    seen = calibration_images(source, len(source), recipe.augment)
+    Trainer(net, source, seen[:LEAST_CALIBRATION], recipe.settings(seed, precision, 0.0)).run([stage])
+    return net, seen
 
 
 def make_student(net: Supernet, arch: Architecture, seed: int, seen: Tensor | None = None) -> StudentNet:

@@ -36,7 +36,7 @@ from tabulate import tabulate
 from torch import nn
 
 from proard_nas import Architecture, Supernet
-from proard_nas.training import SAMPLERS, CheckpointStore, Precision, Stage, Trainer, calibration_images
+from proard_nas.training import SAMPLERS, CheckpointStore, Precision, Stage, Trainer
 
 BASELINE, TEACHER = _training.PROGRESSIVE, "teacher"
 SCHEDULES = (BASELINE, "random", "sandwich", "attentive")
@@ -206,8 +206,7 @@ def run_unit(experiment: Experiment, unit: Unit) -> None:
         archs, auto = archs[:1], [0]
         _training.save_tensors(weights, network)
     rows = _robustness.measure_students(
-        network, archs, auto, data.test,
-        calibration_images(data.train, budget.n_calibration, experiment.recipe.augment), experiment.test,
+        network, archs, auto, data.test, trainer.calibration, experiment.test,
         experiment.folder / f"{unit.slug}.students.jsonl",
     )  # fmt: skip
     found = _training.report(trainer, stages, experiment.recipe.batch_size)
