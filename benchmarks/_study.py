@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import _images
 import _record
 import _robustness
 import _training
@@ -28,7 +29,8 @@ import numpy as np
 import safetensors.torch
 import timm
 import torch
-from _training import PROGRESSIVE, Data, Recipe
+from _images import Data
+from _training import PROGRESSIVE, Recipe
 
 from proard_nas import Architecture, SearchResult, Supernet
 from proard_nas.attacks import seeded
@@ -108,7 +110,7 @@ BUDGETS: dict[str, dict[str, Budget]] = {
     "digits": SMALL | {"laptop": Budget(1145, 202, 300, 512, 24, 24, 300, 300, 1000, 300, 48, 1000)},
     "cifar10": SMALL,
     "cifar100": SMALL,
-    _training.STAND_IN: SMALL,
+    _images.STAND_IN: SMALL,
 }
 # A GPU takes large batches (learning rate in proportion) and one cosine over all stages; the paper's are section 5.0.1.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -193,17 +195,17 @@ class Study:
         return {"data": self.data, "budget": budget, "recipe": dataclasses.asdict(self.recipe)}
 
     def network(self, seed: int) -> Supernet:
-        return self.recipe.network(_training.N_CLASSES[self.data], seed)
+        return self.recipe.network(_images.N_CLASSES[self.data], seed)
 
     def alone(self, arch: Architecture, seed: int) -> StudentNet:
         """Return an untrained network of one architecture."""
         name = self.network(seed).cfg.student
         with seeded(seed):
-            return timm.create_model(name, arch=arch.to_dict(), num_classes=_training.N_CLASSES[self.data])
+            return timm.create_model(name, arch=arch.to_dict(), num_classes=_images.N_CLASSES[self.data])
 
     def images(self, seed: int) -> Data:
         b = self.budget
-        return _training.load(self.data, self.file, b.n_train, b.n_val, b.n_test, seed).to(self.device)
+        return _images.load(self.data, self.file, b.n_train, b.n_val, b.n_test, seed).to(self.device)
 
     def calibration(self, seed: int) -> torch.Tensor:
         return calibration_images(self.images(seed).train, self.budget.n_calibration, self.recipe.augment)
@@ -365,7 +367,7 @@ def stages_of(study: Study, unit: Unit) -> list[Stage]:
 def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
     """Return a parser with what all scripts take."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--data", default="digits", help=_training.DATA_HELP)
+    made.add_argument("--data", default="digits", help=_images.DATA_HELP)
     made.add_argument("--model", help="a supernet's name, in place of the budget's")
     made.add_argument("--budget", choices=list(SMALL), default="laptop")
     for field in dataclasses.fields(Budget):
@@ -382,7 +384,7 @@ def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
 
 def opened(args: argparse.Namespace) -> Study:
     """Return the study that the arguments describe; the precision is decided once."""
-    data, file = _training.named_data(args.data)
+    data, file = _images.named_data(args.data)
     budget = BUDGETS[data][args.budget]
     changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Budget)}
     budget = dataclasses.replace(budget, **{k: v for k, v in changes.items() if v is not None})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -13,16 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import _images
 import safetensors.torch
 import timm
 import torch
+from _images import STAND_IN, Data
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
-from proard_nas import Supernet, quickstart
+from proard_nas import Supernet
 from proard_nas.attacks import EPS, STEP_SIZE, seeded
-from proard_nas.data import ArraySource, load_npz
+from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings
 from proard_nas.supernets import StudentNet
 from proard_nas.supernets.saving import rounded
@@ -41,10 +40,7 @@ from proard_nas.training import (
 )
 
 PROGRESSIVE = "paper"
-STAND_IN = "synthetic"
 PART_SIZE = "15MB"
-N_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, STAND_IN: 10}
-DATA_HELP = f"digits, cifar10=FILE.npz, cifar100=FILE.npz, {STAND_IN}"
 Task = TypeVar("Task")
 
 
@@ -96,77 +92,6 @@ RECIPES = {
     "cifar100": CIFAR,
     STAND_IN: dataclasses.replace(CIFAR, batch_size=32, ema_decay=0.9, augment="none"),
 }
-
-
-# -- data ---------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """A seed's images; nothing but the final figures sees the test images."""
-
-    train: ArraySource
-    validation: ArraySource
-    test: ArraySource
-
-    def to(self, device: str) -> Data:
-        return Data(self.train.to(device), self.validation.to(device), self.test.to(device))
-
-
-def named_data(given: str) -> tuple[str, str | None]:
-    """Return the data set and file of a ``--data`` argument.
-
-    Raises
-    ------
-    SystemExit
-        If it is none that is allowed.
-    """
-    data, _, file = given.partition("=")
-    if data not in N_CLASSES or data.startswith("cifar") != bool(file):
-        raise SystemExit(f"--data {given}: allowed are {DATA_HELP}")
-    return data, file or None
-
-
-@functools.lru_cache(1)
-def load(data: str, file: str | None, n_train: int, n_val: int, n_test: int, seed: int) -> Data:
-    """Draw a seed's training, validation and test images.
-
-    Raises
-    ------
-    ValueError
-        If there are too few.
-    """
-    if data == "digits":
-        (x, y), test = quickstart.digits(seed)
-        train = ArraySource(torch.from_numpy(x), torch.from_numpy(y))
-    elif data == STAND_IN:
-        train, test = _synthetic(n_train + n_val, n_test, seed)
-    else:
-        train, test = _npz(str(file))
-    if len(train) < n_train + n_val or len(test) < n_test:
-        raise ValueError(f"{data} has {len(train)} training and {len(test)} test images; allowed: at least "
-                         f"{n_train + n_val} and {n_test}, which were asked for")  # fmt: skip
-    drawn = train.head(n_train + n_val, seed=seed)
-    return Data(drawn.take(range(n_train)), drawn.take(range(n_train, len(drawn))), test.head(n_test, seed=seed))
-
-
-def _npz(file: str) -> tuple[ArraySource, ArraySource]:
-    arrays = load_npz(file)
-    if arrays.x_test is None:
-        raise ValueError(f"{file} holds no x_test and y_test, which the final figures are taken on")
-    return _images.source_of(arrays.x_train, arrays.y_train), _images.source_of(arrays.x_test, arrays.y_test)
-
-
-def _synthetic(n_train: int, n_test: int, seed: int) -> tuple[ArraySource, ArraySource]:
-    """Return colour images of ten blurred patterns under noise, to try a script out without real photographs."""
-    generator = torch.Generator().manual_seed(seed)
-    patterns = nn.functional.interpolate(torch.rand(10, 3, 4, 4, generator=generator), size=32, mode="bilinear")
-
-    def draw(n: int) -> ArraySource:
-        y = torch.arange(n) % 10
-        return ArraySource((patterns[y] + 0.1 * torch.randn(n, 3, 32, 32, generator=generator)).clamp(0, 1), y)
-
-    return draw(n_train), draw(n_test)
 
 
 # -- stages -------------------------------------------------------------------------------------

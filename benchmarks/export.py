@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import _images
 import _record
 import _training
 import timm
@@ -82,10 +83,10 @@ def train_supernet(name: str, data: str, steps: int, seed: int) -> tuple[Superne
     ValueError
         If the network takes other images.
     """
-    named, file = _training.named_data(data)
+    named, file = _images.named_data(data)
     recipe = dataclasses.replace(_training.RECIPES[named], model=name, batch_size=BATCH_SIZE, ema_decay=0.0)
-    source = _training.load(named, file, steps * BATCH_SIZE, 1, 1, seed).train
-    net = recipe.network(_training.N_CLASSES[named], seed)
+    source, _ = _images.training_parts(named, file, steps * BATCH_SIZE, 1, seed)
+    net = recipe.network(_images.N_CLASSES[named], seed)
     wanted = (net.in_chans, *net.cfg.img_size)
     if tuple(source.x.shape[1:]) != wanted:
         raise ValueError(f"{name} takes images of {wanted}, and {named} holds {tuple(source.x.shape[1:])}")
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SUPERNETS, help="in place of the budget's")
     parser.add_argument("--students", type=int, help="of each supernet, in place of the budget's")
     parser.add_argument("--steps", type=int, default=0, help="of training first; 0: random weights")
-    parser.add_argument("--data", default=_training.STAND_IN, help=f"to train on: {_training.DATA_HELP}")
+    parser.add_argument("--data", default=_images.STAND_IN, help=f"to train on: {_images.DATA_HELP}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=_record.RESULTS / "export.json")
     args = parser.parse_args()

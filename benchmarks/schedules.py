@@ -25,13 +25,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _images
 import _record
 import _robustness
 import _training
 import numpy as np
 import safetensors.torch
 import torch
-from _training import RECIPES, Data, Recipe, student_images
+from _images import Data
+from _training import RECIPES, Recipe, student_images
 from tabulate import tabulate
 from torch import nn
 
@@ -149,11 +151,11 @@ class Experiment:
         return self.folder / f"{unit.slug}.json"
 
     def network(self, seed: int) -> Supernet:
-        return self.recipe.network(_training.N_CLASSES[self.data], seed)
+        return self.recipe.network(_images.N_CLASSES[self.data], seed)
 
     def images(self, seed: int) -> Data:
         b = self.budget
-        return _training.load(self.data, self.file, b.n_train, b.n_val, b.n_test, seed)
+        return _images.load(self.data, self.file, b.n_train, b.n_val, b.n_test, seed)
 
 
 # -- stages -------------------------------------------------------------------------------------
@@ -380,7 +382,7 @@ def table(results: dict[str, Any]) -> str:
 def experiments(args: argparse.Namespace) -> list[Experiment]:
     found = []
     for given in args.data:
-        data, file = _training.named_data(given)
+        data, file = _images.named_data(given)
         budget = BUDGETS[args.budget]["digits" if data == "digits" else "cifar10"]
         changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Budget)}
         budget = dataclasses.replace(budget, **{name: n for name, n in changes.items() if n is not None})
@@ -391,7 +393,7 @@ def experiments(args: argparse.Namespace) -> list[Experiment]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=("digits",), help=_training.DATA_HELP)
+    parser.add_argument("--data", nargs="+", default=("digits",), help=_images.DATA_HELP)
     parser.add_argument("--budget", choices=BUDGETS, default="laptop")
     for field in dataclasses.fields(Budget):
         option = "--" + field.name.replace("_", "-")

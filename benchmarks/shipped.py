@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _images
 import _record
 import _robustness
 import _study
@@ -143,9 +144,9 @@ class Job:
         b = self.budget
         return _robustness.Test(self.recipe.eps, self.recipe.step_size, b.n_auto, b.square_queries)
 
-    def images(self) -> _training.Data:
+    def images(self) -> _images.Data:
         b = self.budget
-        return _training.load(self.data, self.file, b.n_train, b.n_val, b.n_test, 0)
+        return _images.load(self.data, self.file, b.n_train, b.n_val, b.n_test, 0)
 
     def named(self, source: ArraySource) -> tuple[np.ndarray, np.ndarray]:
         """Return images and the names of their classes."""
@@ -417,7 +418,7 @@ def train_alone(job: Job, seconds: float, task: tuple[str, Architecture, float])
     shutil.rmtree(path.with_suffix(""))
 
 
-def epoch_seconds(network: nn.Module, images: _training.Data, recipe: Recipe, settings: Any) -> float:
+def epoch_seconds(network: nn.Module, images: _images.Data, recipe: Recipe, settings: Any) -> float:
     """Time a few steps of a copy and return the seconds of an epoch."""
     few = images.train.head(12 * recipe.batch_size)
     trainer = Trainer(copy.deepcopy(network), few, few.x[:64], settings)
@@ -436,7 +437,7 @@ def epoch_seconds(network: nn.Module, images: _training.Data, recipe: Recipe, se
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=_training.STAND_IN, help=_training.DATA_HELP)
+    parser.add_argument("--data", default=_images.STAND_IN, help=_images.DATA_HELP)
     parser.add_argument("--budget", choices=BUDGETS, default="laptop")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--package", default=PACKAGE, help="folder in which the packed folder is made")
@@ -445,7 +446,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", default=_record.RESULTS / "shipped.json")
     args = parser.parse_args(argv)
     started = time.time()
-    data, file = _training.named_data(args.data)
+    data, file = _images.named_data(args.data)
     job = Job(data, file, args.budget, Path(args.work).resolve(), Path(args.package).resolve(), args.jobs)
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.work / ".gitignore").write_text("*\n")

@@ -709,22 +709,24 @@ def test_a_scan_reports_labels_and_warns_of_classes_without_images(caplog):
     assert "all pixels of the training data are equal" in caplog.text
 
 
-def test_npz_archives_are_read_with_their_test_part(tmp_path):
+def test_npz_archives_are_read_a_part_at_a_time(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (6, 5, 4, 3), dtype=np.uint8), np.arange(6)[:, None]
     np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
-    data = load_npz(tmp_path / "a.npz")
+    images, classes = load_npz(tmp_path / "a.npz")
     expected = np.stack([transforms.ToTensor()(image).numpy() for image in x])
-    np.testing.assert_array_equal(data.x_train, expected)
-    np.testing.assert_array_equal(data.x_test, expected[:2])
-    assert data.y_train.tolist() == list(range(6))
+    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_array_equal(load_npz(tmp_path / "a.npz", "test")[0], expected[:2])
+    assert classes.tolist() == list(range(6))
     np.savez(tmp_path / "b.npz", x_train=x[..., 0], y_train=np.array(list("abcabc")))
-    grey = load_npz(str(tmp_path / "b.npz"))
-    assert grey.x_train.shape == (6, 1, 5, 4)
-    assert grey.x_test is None
+    assert load_npz(str(tmp_path / "b.npz"))[0].shape == (6, 1, 5, 4)
+    with pytest.raises(ValueError, match=r"no test part; allowed: an archive with x_test"):
+        load_npz(tmp_path / "b.npz", "test")
+    with pytest.raises(ValueError, match="unknown part 'tset'.*Did you mean 'test'"):
+        load_npz(tmp_path / "b.npz", "tset")
     table = rng.normal(size=(6, 3))
     np.savez(tmp_path / "c.npz", x_train=table, y_train=y)
-    np.testing.assert_array_equal(load_npz(tmp_path / "c.npz").x_train, table)
+    np.testing.assert_array_equal(load_npz(tmp_path / "c.npz")[0], table)
 
 
 def test_bad_archives_say_what_is_wrong(tmp_path):
@@ -742,6 +744,11 @@ def test_bad_archives_say_what_is_wrong(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match=r"no \.npz archive of plain arrays"):
         load_npz(tmp_path / "text.npz")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "keys.npz").read_bytes()[:200])
+    for name in ("empty", "cut"):
+        with pytest.raises(ValueError, match=r"no \.npz archive of plain arrays"):
+            load_npz(tmp_path / f"{name}.npz")
     np.save(tmp_path / "array.npy", np.zeros(3))
     with pytest.raises(ValueError, match=r"no \.npz archive of plain arrays"):
         load_npz(tmp_path / "array.npy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proard_nas.data.channels import to_channels
 from proard_nas.data.encoding import ArrayEncoder
-from proard_nas.data.files import NpzData, image_folder, load_npz
+from proard_nas.data.files import Part, image_folder, load_npz
 from proard_nas.data.loaders import DatasetSource, LoaderSource
 from proard_nas.data.opening import open_data
 from proard_nas.data.parts import validation_part
@@ -22,7 +22,7 @@ __all__ = [
     "DataSummary",
     "DatasetSource",
     "LoaderSource",
-    "NpzData",
+    "Part",
     "PreparedData",
     "Scan",
     "Source",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,64 +17,56 @@ from torch.utils.data import Dataset
 from proard_nas._errors import check_name
 from proard_nas.data.checks import CHANNEL_COUNTS
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class NpzData:
-    """The arrays of an archive.
-
-    Parameters
-    ----------
-    x_train : ndarray
-        float32 images of shape (n, channels, height, width) in [0, 1], or a table of shape (n, features).
-    y_train : ndarray of shape (n,)
-        Labels.
-    x_test, y_test : ndarray, optional
-        The test part, in the same form.
-    """
-
-    x_train: NDArray[Any]
-    y_train: NDArray[Any]
-    x_test: NDArray[Any] | None = None
-    y_test: NDArray[Any] | None = None
+Part = Literal["train", "test"]
+PARTS: tuple[Part, ...] = ("train", "test")
+UNREADABLE = (AttributeError, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
-def load_npz(path: str | Path) -> NpzData:
-    """Read ``x_train``, ``y_train`` and, where they are there, ``x_test``, ``y_test`` from a NumPy archive.
+def load_npz(path: str | Path, part: Part = "train") -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read ``x_train`` and ``y_train``, or ``x_test`` and ``y_test``, from a NumPy archive.
 
     Parameters
     ----------
     path : str or Path
         An ``.npz`` file. 8-bit images, (n, height, width) or (n, height, width, channels), are divided by 255 and put
         channels first; other arrays are returned as they are. Labels of shape (n, 1) become (n,).
+    part : {'train', 'test'}, default='train'
+        The other part is not read. Pickled objects never are.
 
     Returns
     -------
-    NpzData
-        The arrays. Pickled objects are never loaded.
+    X : ndarray
+        float32 images of shape (n, channels, height, width) in [0, 1], or a table of shape (n, features).
+    y : ndarray of shape (n,)
+        Labels.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If a key is missing, only one of ``x_test`` and ``y_test`` is there, or the file is no such archive.
+        If the part is not there, ``x_train`` or ``y_train`` is missing, only one of ``x_test`` and ``y_test`` is
+        there, or the file is no such archive.
     """
+    check_name("part", part, PARTS)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}; allowed: an .npz archive with x_train and y_train")
+    x, y = f"x_{part}", f"y_{part}"
     try:
         with np.load(path, allow_pickle=False) as archive:
-            keys = ("x_train", "y_train", "x_test", "y_test")
-            arrays = {key: archive[key] for key in keys if key in archive.files}
             found = list(archive.files)
-    except (ValueError, AttributeError, TypeError) as error:
+            arrays = {key: archive[key] for key in (x, y) if key in found}
+    except UNREADABLE as error:
         raise ValueError(f"{str(path)!r} is no .npz archive of plain arrays: {error}") from error
-    needed = [*keys[:2], *(keys[2:] if {"x_test", "y_test"} & set(arrays) else ())]
-    missing = [key for key in needed if key not in arrays]
+    tests = {"x_test", "y_test"}
+    missing = [key for key in ("x_train", "y_train", *sorted(tests if tests & set(found) else ())) if key not in found]
     if missing:
-        raise ValueError(f"{str(path)!r} has the keys {found} but not {missing}; allowed: {', '.join(keys[:2])} and, "
-                         f"both or none, {', '.join(keys[2:])}")  # fmt: skip
-    return NpzData(**{key: _images(a, key) if key.startswith("x") else _labels(a) for key, a in arrays.items()})
+        raise ValueError(f"{str(path)!r} has the keys {found} but not {missing}; allowed: x_train, y_train and, both "
+                         "or none, x_test, y_test")  # fmt: skip
+    if not arrays:
+        raise ValueError(f"{str(path)!r} has no test part; allowed: an archive with x_test and y_test")
+    return _images(arrays[x], x), _labels(arrays[y])
 
 
 def _images(x: NDArray[Any], key: str) -> NDArray[Any]:

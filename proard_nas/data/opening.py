@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from proard_nas._errors import check_name
-from proard_nas.data.files import image_folder, image_transform, load_npz
+from proard_nas.data.files import PARTS, Part, image_folder, image_transform, load_npz
 
-Part = Literal["train", "test"]
 PACKAGES = {"torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets",
             "wds": "webdataset"}  # fmt: skip
 TORCH = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "inat", "inaturalist", "kmnist", "mnist", "places365",
@@ -69,7 +68,7 @@ def open_data(
     Traceback (most recent call last):
     ValueError: unknown data set of torch/ 'cifer10'; allowed: ... Did you mean 'cifar10'?
     """
-    check_name("part", part, ("train", "test"))
+    check_name("part", part, PARTS)
     path = Path(data)
     prefix = str(data).partition("/")[0].lower()
     if prefix in PACKAGES and not path.exists():
@@ -81,12 +80,7 @@ def open_data(
             f"there is no file or folder {str(data)!r}; allowed: an .npz archive, a folder of images, or a name that "
             f"begins with {', '.join(f'{name}/' for name in PACKAGES)}"
         )
-    arrays = load_npz(path)
-    if part == "train":
-        return arrays.x_train, arrays.y_train
-    if arrays.x_test is None:
-        raise ValueError(f"{str(data)!r} has no test part; allowed: an archive with x_test and y_test")
-    return arrays.x_test, arrays.y_test
+    return load_npz(path, part)
 
 
 def _part_of_folder(path: Path, part: Part) -> Path:
