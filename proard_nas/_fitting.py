@@ -19,6 +19,7 @@ from torch import nn
 
 from . import _labelling, distributed, supernets
 from ._errors import check_name, unknown_name
+from ._numbers import whole_number
 from ._random import derive_seed
 from .attacks import seeded
 from .data import PreparedData, check_image_size, prepare
@@ -103,7 +104,7 @@ def check_parameters(estimator: ProARDEstimator) -> None:
     if not (estimator.teacher is None or isinstance(estimator.teacher, (str, nn.Module))):
         raise ValueError(f"teacher must be a module, a timm model's name or None, got {estimator.teacher!r}")
     for name, lowest in (("n_labels", _labelling.LEAST_LABELS), ("n_calibration", 1), ("n_watch", 0)):
-        _labelling.check_integer(name, getattr(estimator, name), lowest)
+        whole_number(name, getattr(estimator, name), lowest)
     _labelling.check_parameters(estimator)
     stages_of(estimator, _make_model(estimator))
     if estimator.log_dir is not None:

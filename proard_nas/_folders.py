@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import safetensors.torch
@@ -211,6 +211,15 @@ def read_json(path: Path) -> Any:
     """
     with naming(path):
         return json.loads(path.read_bytes())
+
+
+def read_strictly(path: Path) -> Any:
+    """Read JSON, or raise ValueError if it is none or holds NaN or infinity."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"it holds {constant}")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def read_checked(folder: Path, name: str) -> bytes:

@@ -13,6 +13,7 @@ import torch
 
 from . import distributed
 from ._errors import check_name
+from ._numbers import whole_number
 from ._random import derive_seed
 from .data import ArraySource, Source
 from .evaluation import Label, Labels, label_students
@@ -89,21 +90,15 @@ def on_device(source: Source, device: torch.device) -> Source:
 def check_parameters(estimator: ProARDEstimator) -> None:
     """Raise ValueError if a parameter that says how to choose or measure students is not usable."""
     check_name("label_choice", estimator.label_choice, CHOICES)
-    check_integer("label_rounds", estimator.label_rounds, 1)
+    whole_number("label_rounds", estimator.label_rounds, 1)
     jobs = estimator.n_jobs
     if jobs is not None and (not isinstance(jobs, (int, np.integer)) or isinstance(jobs, bool) or jobs == 0):
         raise ValueError(f"n_jobs must be None or an integer other than 0 (-1 is one for each core), got {jobs!r}")
 
 
-def check_integer(name: str, given: Any, lowest: int) -> None:
-    """Raise ValueError unless ``given`` is an integer of at least ``lowest``."""
-    if not isinstance(given, (int, np.integer)) or isinstance(given, bool) or given < lowest:
-        raise ValueError(f"{name} must be an integer of at least {lowest}, got {given!r}")
-
-
 def check_n_labels(n_labels: int, n_students: int) -> None:
     """Raise ValueError if a predictor cannot be fitted to so many labels, or there are not so many students."""
-    check_integer("n_labels", n_labels, LEAST_LABELS)
+    whole_number("n_labels", n_labels, LEAST_LABELS)
     if n_labels > n_students:
         raise ValueError(f"n_labels={n_labels} is more than the {n_students} students there are")
 

@@ -159,9 +159,9 @@ def test_array_source_refuses_other_types_and_lengths():
         ArraySource(x, y.int())
     with pytest.raises(ValueError, match=r"allowed: int64 \(4,\)"):
         ArraySource(x, y[:3])
-    with pytest.raises(ValueError, match="batch_size is 0; allowed: integers from 1"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
         next(ArraySource(x, y).batches(0))
-    with pytest.raises(ValueError, match="n is 0"):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got 0"):
         ArraySource(x, y).head(0)
     assert ArraySource(x, y).to("cpu").x.device.type == "cpu"
 

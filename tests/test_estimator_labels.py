@@ -244,8 +244,8 @@ def test_a_checksum_is_of_images_and_labels_in_any_order(val):
     [
         ({"label_choice": "activ"}, r"unknown label_choice 'activ'.*Did you mean 'active'"),
         ({"label_choice": None}, r"unknown label_choice None; allowed: 'active', 'uniform'"),
-        ({"label_rounds": 0}, r"label_rounds must be an integer of at least 1, got 0"),
-        ({"label_rounds": 2.5}, r"label_rounds must be an integer of at least 1, got 2.5"),
+        ({"label_rounds": 0}, r"label_rounds must be a whole number of at least 1, got 0"),
+        ({"label_rounds": 2.5}, r"label_rounds must be a whole number of at least 1, got 2.5"),
         ({"n_jobs": 0}, r"n_jobs must be None or an integer other than 0.*got 0"),
         ({"n_jobs": "all"}, r"n_jobs must be None or an integer.*got 'all'"),
     ],
@@ -261,7 +261,7 @@ def test_wrong_parameters_are_refused_before_training(train, fitted, monkeypatch
 def test_wrong_calls_are_refused(fitted, val):
     with pytest.raises(NotFittedError):
         ProARDEstimator().label(20)
-    with pytest.raises(ValueError, match=r"n_labels must be an integer of at least 12, got 11"):
+    with pytest.raises(ValueError, match=r"n_labels must be a whole number of at least 12, got 11"):
         fitted.label(11)
     with pytest.raises(ValueError, match=r"n_labels=10{9} is more than the \d+ students there are"):
         fitted.label(10**9)

@@ -189,7 +189,7 @@ def test_single_step_training_is_watched_each_epoch(digits):
         ("ema_decay", 1.0, r"ema_decay must be in \[0, 1\)"),
         ("clip_grad", 0, "clip_grad must be positive"),
         ("awp", -1, "awp"),
-        ("n_watch", -1, "n_watch must be an integer of at least 0"),
+        ("n_watch", -1, "n_watch must be a whole number of at least 0"),
     ],
 )
 def test_a_wrong_setting_is_named_before_training(digits, monkeypatch, parameter, value, message):

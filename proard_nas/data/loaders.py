@@ -18,9 +18,10 @@ from torch.utils.data import (
     Subset,
 )
 
+from proard_nas._numbers import whole_number
 from proard_nas.data.checks import checked
 from proard_nas.data.seeding import RandomStreams, seeded_pass
-from proard_nas.data.sources import ArraySource, Batch, Indices, check_positive, collect, count_batches, shuffled
+from proard_nas.data.sources import ArraySource, Batch, Indices, collect, count_batches, shuffled
 
 LOADER_SETTINGS = (
     "batch_size",
@@ -86,7 +87,7 @@ class DatasetSource:
 
     def head(self, n: int, *, seed: int | None = None) -> ArraySource:
         """Load the first ``n`` images, or ``n`` drawn by the seed, into memory."""
-        check_positive("n", n)
+        whole_number("n", n, 1)
         rows = torch.arange(len(self)) if seed is None else shuffled(len(self), seed)
         return collect(self.take(rows[:n]).batches(min(n, 128)), n)
 
@@ -134,7 +135,7 @@ class DatasetSource:
 
     def _batch_size(self, batch_size: int) -> int:
         size = self.loader_settings.get("batch_size") or batch_size
-        check_positive("batch_size", size)
+        whole_number("batch_size", size, 1)
         return int(size)
 
 
@@ -196,7 +197,7 @@ class LoaderSource:
 
     def head(self, n: int, *, seed: int | None = None) -> ArraySource:
         """Load the first ``n`` images of a pass into memory."""
-        check_positive("n", n)
+        whole_number("n", n, 1)
         return collect(self.batches(1, seed=seed), n)
 
     def n_batches(self, batch_size: int, *, drop_last: bool = False) -> int:

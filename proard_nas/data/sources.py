@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from proard_nas._numbers import whole_number
+
 Batch = tuple[Tensor, Tensor]
 Indices = Sequence[int] | NDArray[np.int64] | Tensor
 
@@ -90,7 +92,7 @@ class ArraySource:
         seed : int, optional
             Draws the images; None takes the first ones.
         """
-        check_positive("n", n)
+        whole_number("n", n, 1)
         if seed is None:
             return ArraySource(self.x[:n], self.y[:n])
         return self.take(shuffled(len(self), seed)[:n])
@@ -142,11 +144,5 @@ def shuffled(n: int, seed: int) -> Tensor:
 
 def count_batches(n: int, batch_size: int, drop_last: bool) -> int:
     """Return the number of batches in ``n`` images; a short last one is dropped only if it is not the only one."""
-    check_positive("batch_size", batch_size)
+    whole_number("batch_size", batch_size, 1)
     return max(n // batch_size, min(n, 1)) if drop_last else -(-n // batch_size)
-
-
-def check_positive(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed: integers from 1")

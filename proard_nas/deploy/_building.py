@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from proard_nas._numbers import whole_number
 from proard_nas.supernets import Architecture, SearchSpace, Supernet
 
 from ._comparing import compare
@@ -14,7 +15,6 @@ from ._estimating import PartEstimator
 from ._machine import machine, versions
 from ._measuring import Setting, measure
 from ._parts import Part, find_parts, parts_of
-from ._runs import whole_number
 from .latency import input_shape
 from .latency_table import LatencyTable
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from proard_nas._numbers import whole_number
 from proard_nas.supernets import Architecture, Supernet
 
 from ._parts import Found, build_parts, build_student
-from ._runs import check_setting, make_run, torch_threads, whole_number
+from ._runs import check_setting, make_run, torch_threads
 from ._timing import Run, time_in_turn
 
 BYTES_PER_PARAM = 10  # that ONNX Runtime takes

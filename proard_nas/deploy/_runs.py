@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from proard_nas._errors import check_name
+from proard_nas._numbers import whole_number
 
 from ._timing import CLOCKS, Run
 
@@ -149,10 +150,3 @@ def check_setting(runtime: str, clock: str, threads: int | None, batch_size: int
     if runtime == "onnxruntime":
         require_onnxruntime()
     return threads
-
-
-def whole_number(name: str, given: Any, least: int) -> int:
-    """Return ``given`` as an int, or raise ValueError if it is none or lies under ``least``."""
-    if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {given!r}")
-    return int(given)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torchattacks import PGD
 
 from proard_nas._folders import FilePath
+from proard_nas._numbers import whole_number
 from proard_nas._random import derive_seed
 from proard_nas.attacks import EPS, STEP_SIZE, WorstCasePGD, attack_steps, run_attack
 from proard_nas.data import Source
-from proard_nas.data.sources import check_positive
 from proard_nas.evaluation import AttackSettings, Evaluation, evaluate
 from proard_nas.evaluation.accuracy import NATURAL, predict_logits, versions
 from proard_nas.supernets import StudentNet
@@ -130,7 +130,7 @@ def quantization_report(
     iterate of a whole PGD fools the file: the first lies close to the student's own boundary and transfers less.
     """
     pgd, square = AttackSettings("pgd", eps, step_size, steps), AttackSettings("square", eps, step_size, queries)
-    check_positive("runs", runs)
+    whole_number("runs", runs, 1)
     difference, largest = onnx_difference(student, float_path)
     if not agrees(difference, largest):
         raise ValueError(f"{float_path} is not this student's: their logits differ by {difference:.2g}")

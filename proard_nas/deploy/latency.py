@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from proard_nas._numbers import whole_number
 from proard_nas.supernets import StudentNet, Supernet
 
 from ._machine import machine, versions
-from ._runs import check_setting, eval_mode, make_file_run, make_run, torch_threads, whole_number
+from ._runs import check_setting, eval_mode, make_file_run, make_run, torch_threads
 from ._timing import time_in_turn
 
 PRECISION = 0.01  # standard error of the median over the median, at which an open number of runs is enough

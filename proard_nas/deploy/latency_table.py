@@ -11,7 +11,8 @@ import numpy as np
 import timm
 import torch
 
-from proard_nas._folders import whole_file, write_json
+from proard_nas._folders import read_strictly, whole_file, write_json
+from proard_nas._numbers import whole_number
 from proard_nas.supernets import Architecture, Supernet
 
 from ._comparing import compare
@@ -19,8 +20,7 @@ from ._correcting import Correction
 from ._estimating import PartEstimator
 from ._measuring import Setting, measure
 from ._parts import Part, parts_of
-from ._runs import whole_number
-from ._table_files import read_correction, read_ms, read_part, read_strictly
+from ._table_files import read_correction, read_ms, read_part
 
 FORMAT, VERSION = "proard_nas latency table", 1
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from proard_nas._numbers import whole_number
 from proard_nas.supernets.space import Architecture, SearchSpace
 
-from ._numbers import whole_number
 from .predictor import AccuracyPredictor
 from .sampler import first_generation
 

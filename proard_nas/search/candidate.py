@@ -9,9 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from proard_nas._numbers import finite_number, fraction, whole_number
 from proard_nas.supernets.space import Architecture
-
-from ._numbers import finite_number, fraction, whole_number
 
 ACCURACIES = ("natural_accuracy", "robust_accuracy")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ._numbers import fraction, positive_number
+from proard_nas._numbers import fraction, positive_number
+
 from .candidate import Candidate, CostFigures
 
 _UNITS = {

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from proard_nas._numbers import fraction, whole_number
 from proard_nas.supernets.space import Architecture, SearchSpace
 
-from ._numbers import fraction, whole_number
 from .candidate import ACCURACIES, CostFunction, LatencyFunction, PredictFunction
 from .constraints import Constraints
 from .ledger import Ledger

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from proard_nas._numbers import fraction as check_fraction
+from proard_nas._numbers import whole_number
 from proard_nas.supernets.space import Architecture, SearchSpace, Seed
 
-from ._numbers import fraction as check_fraction
-from ._numbers import whole_number
 from .candidate import ACCURACIES, CostFunction
 from .features import FeatureEncoder
 from .leverage import Leverage

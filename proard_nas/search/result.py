@@ -7,9 +7,9 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from proard_nas._folders import whole_file, write_bytes
+from proard_nas._folders import read_strictly, whole_file, write_bytes
 from proard_nas.supernets.space import Architecture
 
 from .candidate import ACCURACIES, Candidate
@@ -316,11 +316,7 @@ class SearchResult:
             If the file is no search result, of another version, or holds NaN or infinity.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            data = read_strictly(Path(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return cls.from_dict(data, extractor)
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"a search result must not hold {text}")

@@ -299,7 +299,7 @@ class TestFile:
     def test_refuses_nan_and_infinity(self, result, tmp_path, text):
         path = tmp_path / "result.json"
         path.write_text(json.dumps(result.to_dict()).replace("0.54", text))
-        with pytest.raises(ValueError, match=f"must not hold {text}"):
+        with pytest.raises(ValueError, match=f"it holds {text}"):
             SearchResult.load(path)
 
     def test_refuses_other_text_naming_the_file(self, tmp_path):
