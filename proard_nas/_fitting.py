@@ -78,7 +78,10 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
     _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
     teacher = _teacher(estimator, data)
     _describe(estimator, data, seed)
-    store = _open_store(folder, _settings(estimator, data, teacher, seed)) if folder else None
+    store = None
+    if folder is not None:
+        defaults = {"parameters": _parameters(type(estimator)())}
+        store = _open_store(folder, _settings(estimator, data, teacher, seed), defaults)
     estimator.calibration_images_ = calibration_images(
         data.train, estimator.n_calibration, estimator.augment, derive_seed(seed, "calibration")
     )
@@ -205,9 +208,7 @@ def _seed(estimator: ProARDEstimator, folder: Path | None) -> int:
 
 def _settings(estimator: ProARDEstimator, data: PreparedData, teacher: nn.Module | None, seed: int) -> dict[str, Any]:
     """Return what must be the same for a run to go on from another's checkpoint."""
-    parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k not in FREE_TO_CHANGE}
-    parameters["schedule"] = _described(parameters["schedule"])
-    parameters |= {name: _described(parameters[name]) for name in ("loss", "teacher_loss", "model_args")}
+    parameters = _parameters(estimator)
     parameters["teacher"] = None if teacher is None else _digest(teacher)
     summary = data.summary
     facts = {
@@ -220,6 +221,14 @@ def _settings(estimator: ProARDEstimator, data: PreparedData, teacher: nn.Module
         "processes": distributed.world_size(),
     }
     return {"seed": seed, "parameters": parameters, "data": facts}
+
+
+def _parameters(estimator: ProARDEstimator) -> dict[str, Any]:
+    """Return the parameters that must stay the same, as JSON; the teacher as it is."""
+    parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k not in FREE_TO_CHANGE}
+    return parameters | {
+        name: _described(parameters[name]) for name in ("schedule", "loss", "teacher_loss", "model_args")
+    }
 
 
 def _described(value: Any) -> Any:
@@ -241,12 +250,12 @@ def _digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _open_store(folder: Path, settings: dict[str, Any]) -> CheckpointStore:
+def _open_store(folder: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> CheckpointStore:
     """Open the folder in the main process first: only one may start it."""
     if distributed.is_main():
-        CheckpointStore(folder, settings)
+        CheckpointStore(folder, settings, defaults)
     distributed.wait_for_all()
-    return CheckpointStore(folder, settings)
+    return CheckpointStore(folder, settings, defaults)
 
 
 # -- training ---------------------------------------------------------------------------------

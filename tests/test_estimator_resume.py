@@ -107,6 +107,18 @@ def test_a_folder_of_other_settings_or_data_is_refused_by_naming_the_difference(
     assert all(torch.equal(tensor, before[name]) for name, tensor in bits(est).items())
 
 
+def test_a_parameter_that_a_folder_is_too_old_to_know_counts_as_its_default(digits, tmp_path, monkeypatch):
+    ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path / "run")
+    path = tmp_path / "run" / "settings.json"
+    settings = json.loads(path.read_text())
+    assert settings["parameters"].pop("anneal") == "stage"
+    path.write_text(json.dumps(settings))
+    monkeypatch.setattr(Trainer, "step", None)
+    ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match=r'parameters\.anneal was "stage" and is now "whole"'):
+        ProARDEstimator(**SMALL, anneal="whole").fit(*digits, checkpoint_dir=tmp_path / "run")
+
+
 def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(digits, tmp_path):
     settings = {**SMALL, "random_state": None}
     first = ProARDEstimator(**settings).fit(*digits, checkpoint_dir=tmp_path / "run")

@@ -9,12 +9,13 @@ from .monitor import Validation
 from .planning import labelling_macs, plan_training
 from .precision import CANDIDATES, PRECISIONS, Precision, fastest
 from .records import TensorBoardWriter
+from .recovery import TrainingFailedError
 from .sampling import SAMPLERS
 from .schedule import SCHEDULES, make_schedule
 from .settings import TrainSettings
 from .signals import raise_for
 from .stage import Stage
-from .trainer import Trainer, TrainingFailedError
+from .trainer import Trainer
 
 __all__ = [
     "AUGMENTATIONS",

@@ -45,6 +45,8 @@ class CheckpointStore:
         New, empty, or the folder of an earlier run with the same settings.
     settings : dict
         What identifies the run: nested, of what JSON can hold. Tuples equal lists.
+    defaults : dict, optional
+        What settings count as that an older folder lacks, as they were added since: nested as ``settings``.
     keep : int, default=2
         How many of the newest checkpoints stay; the newest good one stays as well.
 
@@ -67,13 +69,19 @@ class CheckpointStore:
     ({'weight': tensor([1., 1.])}, {'epoch': 3})
     """
 
-    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        keep: int = 2,
+    ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder, self.keep = Path(folder), keep
         self._damaged: set[Path] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._claim(json.loads(json.dumps(settings)))
+        self._claim(*(json.loads(json.dumps(given)) for given in (settings, defaults or {})))
         if distributed.is_main():  # which alone writes: what another process finds may be on its way
             for path in self.folder.glob(f"{TEMPORARY}*"):
                 _remove(path)
@@ -155,7 +163,7 @@ class CheckpointStore:
             raise CheckpointError(f"no {kind} in {self.folder} can be read; damaged: {names}. Start in another folder.")
         return None
 
-    def _claim(self, settings: Any) -> None:
+    def _claim(self, settings: Any, defaults: Any) -> None:
         """Make the folder this run's, or raise if it is somebody else's."""
         path = self.folder / SETTINGS
         if not path.exists():
@@ -171,7 +179,7 @@ class CheckpointStore:
             stored = json.loads(path.read_bytes())
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged ({error}); give another folder") from error
-        different = _difference(stored, settings)
+        different = _difference(_completed(stored, defaults), settings)
         if different is not None:
             key, before, now = different
             raise ValueError(
@@ -264,6 +272,13 @@ def _check_json(value: Any, key: str) -> None:
         raise ValueError(f"{key} is {value}; only finite numbers can be saved")
     elif value is not None and not isinstance(value, str | int | float):
         raise ValueError(f"{key} is a {type(value).__name__}; only dict, list, str, int, float, bool and None are JSON")
+
+
+def _completed(stored: Any, defaults: Any) -> Any:
+    """Return what is stored, and the defaults of what is not."""
+    if not isinstance(stored, dict) or not isinstance(defaults, dict):
+        return stored
+    return {**defaults, **{name: _completed(value, defaults.get(name)) for name, value in stored.items()}}
 
 
 def _difference(stored: Any, given: Any, key: str = "") -> tuple[str, str, str] | None:

@@ -31,6 +31,7 @@ from .keeper import Keeper, dropout, frozen
 from .losses import AttackBudget, make_loss
 from .optimizing import make_optimizer
 from .precision import Precision
+from .recovery import roll_back
 from .sampling import SAMPLERS
 from .settings import TrainSettings
 from .signals import SignalWatch
@@ -41,12 +42,7 @@ from .sync_norm import synced_batch_norm
 
 logger = logging.getLogger(__name__)
 
-MOST_ROLLBACKS = 3
 FEW_STEPS = 5  # an inner attack of fewer steps is watched for catastrophic overfitting
-
-
-class TrainingFailedError(FloatingPointError):
-    """Training failed again after every return to an earlier state that is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,33 +371,7 @@ class Trainer:
         return monitor.measure(network, students, validation, self.calibration, seed, single)
 
     def _roll_back(self, phase: Phase, reason: str) -> None:
-        """Return to the last good state: at half the learning rate, or with more attack steps."""
-        failed, stage = self.keeper.state, phase.stage
-        more_steps = reason == monitor.OVERFITTED
-        if not more_steps and failed.rollbacks == MOST_ROLLBACKS:
-            raise TrainingFailedError(
-                f"{reason} in stage {stage.name!r}, again after {MOST_ROLLBACKS} returns to the last good state, the "
-                f"last at a peak learning rate of {stage.lr * failed.lr_scale:.2g}; a lower lr, a warm-up or clip_grad "
-                "may help"
-            )
-        n_steps = self._budget(stage).n_steps
-        self.keeper.return_to_good()
-        state = self.keeper.state
-        state.lr_scale, state.rollbacks, state.attack_steps = failed.lr_scale, failed.rollbacks, failed.attack_steps
-        if more_steps:
-            state.attack_steps = 2 * n_steps
-            action = f"the attack now takes {state.attack_steps} steps"
-        else:
-            state.rollbacks, state.lr_scale = failed.rollbacks + 1, failed.lr_scale / 2
-            action = f"the learning rate is halved, to a peak of {stage.lr * state.lr_scale:.2g}"
-        event = {"stage": stage.name, "epoch": failed.epoch, "step": failed.step, "reason": reason, "action": action}
-        state.events = [*failed.events, {**event, "back_to_epoch": state.epoch}]
-        logger.warning(
-            "%s in stage %r, epoch %d: back to the start of its epoch %d; %s",
-            reason, stage.name, failed.epoch + 1, state.epoch + 1, action,
-        )  # fmt: skip
-        self.keeper.remember()
-        self.keeper.save()
+        roll_back(self.keeper, phase.stage, self._budget(phase.stage).n_steps, reason)
 
     # -- parts --------------------------------------------------------------------------------
 
