@@ -271,7 +271,7 @@ def _train(
 ) -> None:
     validation = None
     if estimator.n_watch:
-        watched = data.val.head(estimator.n_watch).to(estimator.device_)
+        watched = data.val.head(estimator.n_watch, seed=derive_seed(estimator.seed_, "watch")).to(estimator.device_)
         validation = Validation(watched, estimator._attack("pgd"))
     with _EpochReports(estimator, sum(stage.epochs for stage in stages)) as on_epoch:
         trainer = Trainer(

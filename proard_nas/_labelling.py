@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from ._numbers import whole_number
 from ._random import derive_seed
 from .data import ArraySource, Source
 from .evaluation import Label, Labels, label_students
-from .evaluation.population import label_student
+from .evaluation.population import IMAGES, images_checksum, label_student
 from .supernets import Architecture, Supernet
 from .training import labelling_macs
 
@@ -29,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 CHOICES = ("uniform", "active")
 LEAST_LABELS = 12  # ten to fit the predictor and two to judge it
-IMAGES = "images_checksum"
 
 File = str | os.PathLike[str] | None
 
@@ -160,16 +158,7 @@ def _label_students(
 
 def _settings(estimator: ProARDEstimator, val: Source) -> dict[str, Any]:
     """Return how labels on these images are measured: of no student, so that nothing is."""
-    return {**_label_students(estimator, [], val).settings, IMAGES: checksum(val)}
-
-
-def checksum(source: Source) -> str:
-    """Return a checksum of labelled images that does not depend on their order."""
-    total = 0
-    for images, labels in source.batches(256):
-        for image, label in zip(images.cpu().numpy(), labels.tolist(), strict=True):
-            total += zlib.crc32(image.tobytes(), label)
-    return f"{total % 2**32:08x}"
+    return {**_label_students(estimator, [], val).settings, IMAGES: images_checksum(val)}
 
 
 # -- choosing ---------------------------------------------------------------------------------

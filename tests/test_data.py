@@ -28,6 +28,7 @@ from proard_nas.data import (
     ArraySource,
     DatasetSource,
     LoaderSource,
+    image_batches,
     image_folder,
     load_npz,
     prepare,
@@ -770,3 +771,53 @@ def test_an_image_folder_gives_tensors_in_range_and_the_names_of_its_classes(tmp
     torch.testing.assert_close(image_folder(tmp_path, (20, 30))[0][0], image)
     with pytest.raises(FileNotFoundError, match=r"no folder .*one sub-folder for each class"):
         image_folder(tmp_path / "none", 16)
+
+
+def test_images_of_a_loader_are_drawn_from_the_whole_pass_by_the_seed():
+    x, y = numbered(60)
+    source = LoaderSource([(x[i : i + 10], y[i : i + 10]) for i in range(0, 60, 10)])
+    drawn = {seed: source.head(20, seed=seed) for seed in (0, 1)}
+    numbers = {seed: indices_of([(found.x, found.y)]) for seed, found in drawn.items()}
+    assert len(set(numbers[0])) == 20 and numbers[0] != numbers[1] and max(numbers[0]) >= 30
+    assert drawn[0].y.tolist() == [n % 4 for n in numbers[0]]
+    assert numbers[0] == indices_of([(source.head(20, seed=0).x, None)])
+    assert indices_of([(source.head(15).x, None)]) == list(range(15))
+    assert len(source.head(100, seed=0)) == 60
+
+
+def test_rows_of_numpy_numbers_are_a_table():
+    rows = [list(row) for row in np.random.default_rng(0).random((40, 16))]
+    assert prepare(rows, labels().tolist()).summary.kind == "table"
+
+
+def test_labels_of_a_dataset_are_refused_where_training_had_other_integers():
+    x = images()
+    with pytest.raises(ValueError, match=r"labels of training were \[1, 2, 3, 4\].*not clear"):
+        prepare(x, labels() + 1, val_data=Listed([(image, 1) for image in x[:4]]))
+    prepare(x, labels(), val_data=Listed([(image, 1) for image in x[:4]]))
+
+
+def test_what_is_split_off_is_checked_before_anything_is_read():
+    class Unread(Listed):
+        def __getitem__(self, index):
+            raise AssertionError("an image was read")
+
+    for change, message in (
+        ({"val_fraction": 1.5}, "val_fraction is 1.5"),
+        ({"val_fraction": None}, "val_fraction is None"),
+        ({"val_data": images()}, "array without labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(Unread(range(9)), **change)
+
+
+def test_a_label_that_cannot_be_a_class_is_refused():
+    with pytest.raises(ValueError, match=r"label of 4000000000; allowed: 0 to C-1 for C classes, at most 1,000,000"):
+        prepare(Listed([(image, 4_000_000_000 * (i % 2)) for i, image in enumerate(images(10))]))
+
+
+def test_images_of_a_loader_given_later_are_checked_as_arrays_are():
+    prepared = prepare(images(), labels())
+    for given, message in ((images(4) * 255, "pixels from"), (images(4, size=12), "allowed: .3, 8, 8., as for")):
+        with pytest.raises(ValueError, match=message):
+            list(image_batches([(given, labels(4))], prepared.scaler, 2))

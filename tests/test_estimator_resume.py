@@ -208,3 +208,20 @@ def test_a_wrong_setting_is_named_before_training(digits, monkeypatch, parameter
     monkeypatch.setattr(Trainer, "run", None)
     with pytest.raises(ValueError, match=message):
         ProARDEstimator(**{**SMALL, parameter: value}).fit(*digits)
+
+
+def test_training_is_watched_on_all_classes_of_sorted_data(digits, monkeypatch):
+    watched = []
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def run(trainer, stages):
+        watched.append(trainer.validation)
+        raise Stop
+
+    monkeypatch.setattr(Trainer, "run", run)
+    order = digits[1].argsort()
+    with pytest.raises(Stop):
+        ProARDEstimator(**{**SMALL, "val_fraction": 0.4}).fit(digits[0][order], digits[1][order])
+    assert set(watched[0].source.y.tolist()) == set(range(10)) and watched[0].chance < 0.4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from proard_nas._errors import check_name
+from proard_nas._numbers import finite_number, positive_number, whole_number
 
 EPS = 8 / 255
 STEP_SIZE = 2 / 255
@@ -62,9 +63,7 @@ class AttackBudget:
 
 def check_budget(eps: float, step_size: float, steps: int) -> None:
     """Raise ValueError unless 0 < eps <= 1, step_size > 0 and steps is a positive whole number."""
-    if not 0 < eps <= 1:
+    if not 0 < finite_number("eps", eps) <= 1:
         raise ValueError(f"eps must be in (0, 1], in units of images in [0, 1]; got {eps} (the paper's is 8/255)")
-    if not step_size > 0:
-        raise ValueError(f"step_size must be positive, got {step_size}")
-    if not (isinstance(steps, int) and steps >= 1):
-        raise ValueError(f"the number of attack steps must be a positive integer, got {steps!r}")
+    positive_number("step_size", step_size, "in units of images in [0, 1]")
+    whole_number("the number of attack steps", steps, 1)

@@ -140,5 +140,5 @@ def run_attack(
         what they would have done with all M. Attacks that cannot do so go without it.
     """
     more = {"among": among} if among is not None and "among" in inspect.signature(attack.forward).parameters else {}
-    with torch.enable_grad(), attack_mode(attack.model, batch_norm, images), seeded(seed):
+    with torch.enable_grad(), attack_mode(attack.model, batch_norm, images), seeded(seed, images.device):
         return attack.forward(images, labels, **more)  # type: ignore[no-any-return]

@@ -12,21 +12,34 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from proard_nas._errors import check_name
+from proard_nas.supernets.supernet import Supernet, statistics_of
 
 from .budget import BATCH_NORM
 
 
 @contextlib.contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Seed torch's global generators inside, and put them back as they were; None does nothing."""
+def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators of the CPU and of one GPU inside, and put them back as they were.
+
+    Parameters
+    ----------
+    seed : int or None
+        None does nothing.
+    device : torch.device, default=None
+        The GPU; None is the one in use, if one is. Others get no context of this process, and CUDA that is not in use
+        yet is left alone.
+    """
     if seed is None:
         yield
         return
-    # The device in use alone: each other GPU would get a context of this process.
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = [torch.cuda.current_device()] if in_use else []
+    devices = []
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        given = device.index if device is not None and device.type == "cuda" else None
+        devices = [torch.cuda.current_device() if given is None else given]
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(seed)
         yield
 
 
@@ -52,6 +65,8 @@ def attack_mode(model: nn.Module, batch_norm: str = "running", images: Tensor | 
     check_name("batch norm mode", batch_norm, BATCH_NORM)
     if batch_norm == "clean" and images is None:
         raise ValueError("batch_norm='clean' needs the clean images whose statistics are used")
+    supernet = model if batch_norm == "clean" and isinstance(model, Supernet) else None
+    live, active = (None, {}) if supernet is None else (supernet._net(), supernet._active_statistics)
     modes = [(module, module.training) for module in model.modules()]
     norms: list[Any] = [module for module, _ in modes if isinstance(module, _BatchNorm)]
     saved = [(norm, norm.track_running_stats, norm.momentum, norm._buffers.copy()) for norm in norms]
@@ -61,10 +76,15 @@ def attack_mode(model: nn.Module, batch_norm: str = "running", images: Tensor | 
         if batch_norm == "batch":
             for norm in norms:
                 norm.training, norm.track_running_stats = True, False
+        elif batch_norm == "clean" and images is not None and supernet and live:  # the student that a supernet runs
+            _use_statistics_of(images, live.eval(), [m for m in live.modules() if isinstance(m, _BatchNorm)])
+            supernet._active_statistics = statistics_of(live)
         elif batch_norm == "clean" and images is not None:
             _use_statistics_of(images, model, norms)
         yield
     finally:
+        if supernet is not None:
+            supernet._active_statistics = active
         for module, mode in modes:
             module.training = mode
         for norm, tracked, momentum, buffers in saved:

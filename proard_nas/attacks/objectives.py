@@ -16,6 +16,11 @@ def cross_entropy(adversarial: Tensor, logits: Tensor, target: Tensor) -> Tensor
     return F.cross_entropy(logits.float(), target, reduction="sum")
 
 
+def is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return, for each image, whether its largest logit (N, K) is its label's; one with a NaN among them never is."""
+    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+
+
 def divergence(adversarial: Tensor, logits: Tensor, target: Tensor) -> Tensor:
     """Return KL(softmax(target) || softmax(logits)) for target logits (N, K), summed over the batch."""
     return kl_each(target, logits).sum()

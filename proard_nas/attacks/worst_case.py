@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchattacks import PGD
 
 from .budget import EPS, STEP_SIZE
-from .objectives import AttackObjective, cross_entropy
+from .objectives import AttackObjective, cross_entropy, is_right
 
 
 def margin(adversarial: Tensor, logits: Tensor, target: Tensor) -> Tensor:
@@ -87,6 +87,6 @@ class WorstCasePGD(PGD):  # type: ignore[misc]
         current = current.detach().requires_grad_()
         logits = self.get_logits(current)
         (gradient,) = torch.autograd.grad(self.objective(current, logits, labels), current)
-        step = current.detach().add(gradient.sign(), alpha=self.alpha)
+        step = current.detach().add(gradient.sign().nan_to_num_(0.0), alpha=self.alpha)  # no step where there is none
         delta = (step - images).clamp(-self.eps, self.eps)
-        return (images + delta).clamp(0, 1), logits.argmax(1) != labels
+        return (images + delta).clamp(0, 1), ~is_right(logits, labels)

@@ -60,9 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--queries", type=int, help="of square (default: 5000)")
     group.add_argument("--worst-case", action="store_true", help="an image must survive this attack and all before it")
     group.add_argument("--check-masking", action="store_true", help="look for signs of masked gradients, too")
-    parser.add_argument("--max-images", type=int, metavar="N", help="measure on the first N images only")
+    parser.add_argument("--max-images", type=int, metavar="N", help="measure on N images only, drawn by the seed")
     parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: 256)")
-    parser.add_argument("--seed", type=int, default=0, help="of the attacks' random numbers (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of --max-images and the attacks (default: 0)")
     parser.add_argument("--device", default="auto", help="of a saved student: auto, cpu or cuda (default: auto)")
 
 
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> Report:
 
     network, source, attacks = _what(arguments)
     if arguments.max_images is not None:
-        source = source.head(arguments.max_images)
+        source = source.head(arguments.max_images, seed=arguments.seed)
     how: dict[str, Any] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     found = evaluate_all(network, source, attacks, worst_case=arguments.worst_case, **how)
     masking = None

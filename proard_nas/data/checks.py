@@ -12,6 +12,7 @@ from torch import Tensor
 from proard_nas.data.channels import to_channels
 
 CHANNEL_COUNTS = (1, 3, 4)
+MOST_CLASSES = 1_000_000
 ROUNDING = 1e-5  # resizing and blurring in float32 overshoot [0, 1] by this much at most
 
 
@@ -167,6 +168,24 @@ def check_pixels(images: Tensor, where: str) -> None:
         )
 
 
+def check_given(images: Tensor, image_shape: tuple[int, int, int], where: str) -> None:
+    """Raise ValueError unless images have training's shape and pixels in [0, 1].
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, channels, height, width)
+    image_shape : tuple of int
+        (channels, height, width) of training.
+    where : str
+        Names what was given in the error.
+    """
+    check_pixels(images, where)
+    if tuple(images.shape[1:]) != image_shape:
+        raise ValueError(
+            f"{where} has images of shape {tuple(images.shape[1:])}; allowed: {image_shape}, as for training"
+        )
+
+
 def check_label_form(labels: Tensor, n_images: int, where: str) -> None:
     """Raise ValueError unless there is one integer label for each image.
 
@@ -203,6 +222,8 @@ def check_label_range(labels: Tensor, num_classes: int | None, where: str) -> No
     low, high = int(labels.min()), int(labels.max())
     if low < 0:
         raise ValueError(f"{where} has a label of {low}, which is negative; allowed: integers from 0")
+    if num_classes is None and high >= MOST_CLASSES:
+        raise ValueError(f"{where} has a label of {high}; allowed: 0 to C-1 for C classes, at most {MOST_CLASSES:,}")
     if num_classes is not None and high >= num_classes:
         raise ValueError(
             f"{where} has a label of {high}, which is out of range; allowed: 0 to {num_classes - 1}, for "

@@ -29,6 +29,8 @@ def class_names(data: Any) -> list[str] | None:
 
 def is_array_like(data: Any) -> bool:
     """Return whether this is one array: a tensor, an array, a data frame or a sparse matrix."""
+    if isinstance(data, np.generic):  # a number
+        return False
     return isinstance(data, Tensor) or any(hasattr(data, name) for name in ("__array__", "iloc", "toarray"))
 
 

@@ -82,6 +82,25 @@ def encode_known_labels(y: object, classes: NDArray[Any], estimator_name: str = 
     return np.array([places[label] for label in labels], dtype=np.int64)
 
 
+def check_codes(classes: NDArray[Any]) -> None:
+    """Raise ValueError if labels that come with their images could mean two things.
+
+    A dataset's or loader's labels are 0..C-1. Where training had other integers as labels, it is not known whether
+    theirs are those.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (C,)
+        The labels of the training data.
+    """
+    if classes.dtype.kind in "iu" and classes.tolist() != list(range(len(classes))):
+        raise ValueError(
+            f"the labels of training were {classes[:10].tolist()}, and a dataset's or loader's are taken for 0 to "
+            f"{len(classes) - 1}: it is not clear what its labels mean; allowed: arrays X and y with the labels of "
+            "training"
+        )
+
+
 def _label_column(y: object, estimator_name: str) -> NDArray[Any]:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import column_or_1d

@@ -196,9 +196,21 @@ class LoaderSource:
         return sum(self._batch_sizes())
 
     def head(self, n: int, *, seed: int | None = None) -> ArraySource:
-        """Load the first ``n`` images of a pass into memory."""
+        """Load the first ``n`` images of a pass into memory, or ``n`` of a whole pass, drawn by the seed."""
         whole_number("n", n, 1)
-        return collect(self.batches(1, seed=seed), n)
+        return collect(self.batches(1), n) if seed is None else self._drawn(n, seed)
+
+    def _drawn(self, n: int, seed: int) -> ArraySource:
+        """Keep, of each pass's images, those that drew the ``n`` smallest numbers, in the order of these."""
+        generator = torch.Generator().manual_seed(seed)
+        kept: tuple[Tensor, Tensor, Tensor] | None = None
+        for images, labels in self.batches(1):
+            new = (torch.rand(len(labels), generator=generator, dtype=torch.float64), images, labels)
+            joined = new if kept is None else tuple(torch.cat(pair) for pair in zip(kept, new, strict=True))
+            where = joined[0].argsort()[:n]
+            kept = (joined[0][where], joined[1][where.to(images.device)], joined[2][where.to(labels.device)])
+        assert kept is not None  # a loader without batches is refused
+        return ArraySource(kept[1], kept[2])
 
     def n_batches(self, batch_size: int, *, drop_last: bool = False) -> int:
         """Return how many batches the last whole pass had; makes one if there was none."""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from proard_nas.data.checks import check_label_range, check_pixels, check_several_classes
 from proard_nas.data.encoding import ArrayEncoder
 from proard_nas.data.inputs import class_names, is_array_like, is_loader_or_dataset, is_pair_of_arrays, source_of
-from proard_nas.data.labels import encode_known_labels, encode_labels
+from proard_nas.data.labels import check_codes, encode_known_labels, encode_labels
 from proard_nas.data.loaders import DatasetSource, LoaderSource
 from proard_nas.data.scanning import Scan, scan
 from proard_nas.data.sources import ArraySource, Source
-from proard_nas.data.splitting import split_indices
+from proard_nas.data.splitting import check_fraction, split_indices
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,10 @@ def prepare(
     """
     if num_classes is not None and num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; allowed: at least 2 classes")
+    if val_data is None:
+        check_fraction(val_fraction)
+    elif is_array_like(val_data):
+        raise ValueError("val_data is an array without labels; allowed: a tuple (X, y), a Dataset or a loader")
     request = _Request(val_data, val_fraction, num_classes, batch_size, seed, estimator_name, in_chans)
     if y is None and is_pair_of_arrays(data):
         data, y = data
@@ -220,9 +224,8 @@ def _finish(
 
 
 def _given_validation(encoder: ArrayEncoder, classes: NDArray[Any], request: _Request) -> Source:
-    if is_array_like(request.val_data):
-        raise ValueError("val_data is an array without labels; allowed: a tuple (X, y), a Dataset or a loader")
     if not is_pair_of_arrays(request.val_data):
+        check_codes(classes)
         return source_of(request.val_data, request.batch_size, request.in_chans)
     from sklearn.utils import check_consistent_length
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
-from proard_nas.data.checks import check_label_range, check_pixels
+from proard_nas.data.checks import check_given, check_label_range
 from proard_nas.data.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -89,12 +89,8 @@ def scan(
     batches = source.batches(batch_size)
     for index, (images, y) in enumerate(tqdm(batches, f"checking {name} data", delay=2, disable=None, leave=False)):
         where = f"batch {index} of the {name} data"
-        check_pixels(images, where)
+        check_given(images, image_shape or (images.shape[1], images.shape[2], images.shape[3]), where)
         check_label_range(y, num_classes, where)
-        if image_shape is not None and tuple(images.shape[1:]) != image_shape:
-            raise ValueError(
-                f"{where} has images of shape {tuple(images.shape[1:])}; allowed: {image_shape}, as for training"
-            )
         mean, square = _moments(images)
         labels.append(y.cpu().numpy())
         means.append(mean)

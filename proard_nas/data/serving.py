@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from proard_nas.data.checks import check_given
 from proard_nas.data.encoding import ArrayEncoder
 from proard_nas.data.inputs import is_array_like, is_loader_or_dataset, is_pair_of_arrays, source_of
-from proard_nas.data.labels import encode_known_labels
+from proard_nas.data.labels import check_codes, encode_known_labels
 from proard_nas.data.scanning import scan
 from proard_nas.data.sources import ArraySource, Source
 
@@ -43,6 +44,7 @@ def labelled_source(X: Any, y: Any, encoder: ArrayEncoder, classes: NDArray[Any]
     if y is None or is_loader_or_dataset(X):
         if y is not None:
             raise ValueError(f"y was given together with a {type(X).__name__}, which yields labels itself")
+        check_codes(classes)
         source = source_of(X, batch_size, encoder.in_chans)
         scan(source, batch_size=batch_size, num_classes=len(classes), image_shape=encoder.image_shape, name="given")
         return source
@@ -56,5 +58,7 @@ def image_batches(X: Any, encoder: ArrayEncoder, batch_size: int) -> Iterator[Te
         images = encoder.transform(X)
         yield from (images[i : i + batch_size] for i in range(0, len(images), batch_size))
     else:
-        for images, _ in source_of(X, batch_size, encoder.in_chans).batches(batch_size):
+        for index, (images, _) in enumerate(source_of(X, batch_size, encoder.in_chans).batches(batch_size)):
+            assert encoder.image_shape is not None
+            check_given(images, encoder.image_shape, f"batch {index} of the given data")
             yield images

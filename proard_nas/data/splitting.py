@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+import numbers
 
 import numpy as np
 from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
+
+
+def check_fraction(fraction: object) -> None:
+    """Raise ValueError unless the share that is split off is a number above 0 and below 1."""
+    if not isinstance(fraction, numbers.Real) or not 0 < float(fraction) < 1:
+        raise ValueError(f"val_fraction is {fraction!r}; allowed: above 0 and below 1")
 
 
 def split_indices(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -39,8 +46,7 @@ def split_indices(labels: NDArray[np.int64], fraction: float, seed: int) -> tupl
     """
     from sklearn.model_selection import train_test_split
 
-    if not 0 < fraction < 1:
-        raise ValueError(f"val_fraction is {fraction!r}; allowed: above 0 and below 1")
+    check_fraction(fraction)
     n = len(labels)
     if n < 2:
         raise ValueError(f"{n} sample(s) cannot be split into a training and a validation part; allowed: at least 2")

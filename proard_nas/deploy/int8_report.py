@@ -18,6 +18,7 @@ from proard_nas._folders import FilePath
 from proard_nas._numbers import whole_number
 from proard_nas._random import derive_seed
 from proard_nas.attacks import EPS, STEP_SIZE, WorstCasePGD, attack_steps, run_attack
+from proard_nas.attacks.objectives import is_right
 from proard_nas.data import Source
 from proard_nas.evaluation import AttackSettings, Evaluation, evaluate
 from proard_nas.evaluation.accuracy import NATURAL, predict_logits, versions
@@ -190,7 +191,7 @@ def _transfer(
 
 
 def _right(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return predict_logits(network, x).argmax(1) == y
+    return is_right(predict_logits(network, x), y)
 
 
 def _agreement(one: nn.Module, other: nn.Module, source: Source, batch_size: int) -> float:

@@ -24,6 +24,7 @@ from proard_nas.attacks import (
     make_attack,
     run_attack,
 )
+from proard_nas.attacks.objectives import is_right
 from proard_nas.data import Source
 from proard_nas.supernets import StudentNet
 
@@ -198,7 +199,7 @@ def evaluate_all(
     for index, (x, y) in enumerate(source.batches(batch_size)):
         start = time.perf_counter()
         x, y, logits = _forward(network, x, y)
-        right, n_classes, total = logits.argmax(1) == y, logits.shape[1], total + len(x)
+        right, n_classes, total = is_right(logits, y), logits.shape[1], total + len(x)
         natural_seconds += time.perf_counter() - start
         alive = right
         for place, settings in enumerate(wanted):
@@ -207,6 +208,8 @@ def evaluate_all(
             survived[place] += int(kept.sum())
             alive = kept if worst_case else right
             seconds[place] += time.perf_counter() - start
+    if total == 0:
+        raise ValueError("there is no image to measure on; allowed: at least one")
     groups = [wanted[: place + 1] if worst_case else [wanted[place]] for place in range(len(wanted))]
     spent = [sum(seconds[: place + 1]) if worst_case else seconds[place] for place in range(len(wanted))]
     return [
@@ -231,7 +234,7 @@ def correct(network: nn.Module, x: Tensor, y: Tensor, settings: AttackSettings, 
     Images that are wrong without any attack are not attacked.
     """
     x, y, logits = _forward(network, x, y)
-    right = logits.argmax(1) == y
+    right = is_right(logits, y)
     return survives(network, x, y, right, right, settings, seed)
 
 
@@ -254,7 +257,7 @@ def survives(
     )
     adversarial = run_attack(attack, x[alive], y[alive], seed=seed, among=alive[right])
     kept = alive.clone()
-    kept[alive] = predict_logits(network, adversarial).argmax(1) == y[alive]
+    kept[alive] = is_right(predict_logits(network, adversarial), y[alive])
     return kept
 
 
@@ -267,6 +270,11 @@ def predict_logits(network: nn.Module, x: Tensor) -> Tensor:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def device_of(network: nn.Module, x: Tensor) -> torch.device:
+    """Return the device of a network's parameters, of the images where it has none."""
+    return next((parameter.device for parameter in network.parameters()), x.device)
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -287,7 +295,7 @@ def _settings(attack: AttackSettings | str) -> AttackSettings:
 
 def _forward(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return images and labels on the network's device, and its logits."""
-    device = next(network.parameters()).device
+    device = device_of(network, x)
     x, y = x.to(device), y.to(device)
     return x, y, predict_logits(network, x)
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from proard_nas import distributed
 from proard_nas._errors import check_name
+from proard_nas._numbers import whole_number
 from proard_nas._random import derive_seed
 from proard_nas.attacks import AttackBudget, Noise, inner_attack
-from proard_nas.supernets import Supernet, is_calibrated, statistics_of
-from proard_nas.supernets.supernet import share_statistics
+from proard_nas.supernets import Supernet, statistics_of
+from proard_nas.supernets.supernet import has_seen_images, share_statistics
 
 N_IMAGES = 4000
 KINDS = ("clean", "adversarial", "mixed")
@@ -79,6 +80,7 @@ def calibrate(
     ValueError
         If there is no image, the kind is unknown, or the labels that an attack needs are missing or do not fit.
     """
+    whole_number("batch_size", batch_size, 1)
     _check(images, kind, labels, batch_size)
     if isinstance(network, Supernet) and network.active != network.space.largest:
         student = network.student(network.active)
@@ -175,7 +177,8 @@ def even_chunks(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
 
 def require_calibrated(network: nn.Module) -> None:
     """Raise `UncalibratedError` unless every batch norm of a network has statistics of its own."""
-    if not is_calibrated(network):
+    statistics = network.active_statistics if isinstance(network, Supernet) else statistics_of(network)
+    if not has_seen_images(statistics):
         raise UncalibratedError(
             "this network's batch norm statistics have not been computed for it: calibrate it on training images "
             "first (proard_nas.evaluation.calibrate), as ProARDEstimator and SearchResult.extract do"

@@ -56,7 +56,8 @@ class Labels:
     ----------
     students : tuple of Label
     settings : dict
-        Attack, eps, steps, number of images, batch size, seed, and a checksum of the supernet's weights.
+        Attack, eps, steps, number of images, batch size, seed, and checksums of the supernet's weights and of the
+        images, the latter where they were held in memory.
     """
 
     students: tuple[Label, ...]

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from proard_nas._random import derive_seed
 from proard_nas.attacks import ITERATED, Square, WorstCasePGD, margin, run_attack
+from proard_nas.attacks.objectives import is_right
 from proard_nas.data import Source
 from proard_nas.supernets import StudentNet
 
-from .accuracy import AttackSettings, predict_logits
+from .accuracy import AttackSettings, device_of, predict_logits
 from .calibration import require_calibrated
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def check_gradient_masking(
     network : nn.Module
         As for `evaluate`; it is left as it was.
     source : Source
-        Its first ``n_images`` are used.
+        So many of its images are used, drawn by the seed.
     settings : AttackSettings, default=None
         Where the figure in question comes from; of it eps, and the step size of PGD and CW (else eps / 4). None is
         eps 8/255, step 2/255.
@@ -135,7 +136,7 @@ def check_gradient_masking(
         require_calibrated(network)
     settings = settings or AttackSettings()
     step_size = settings.step_size if settings.name in ITERATED else settings.eps / 4
-    held = source.head(n_images)
+    held = source.head(n_images, seed=derive_seed(seed, "masking"))
     sums = _Sums(settings.eps, step_size, queries, seed)
     for index, (x, y) in enumerate(held.batches(batch_size)):
         sums.add(network, surrogate, x, y, derive_seed(seed, "masking", index))
@@ -232,12 +233,12 @@ class _Trace:
     def __call__(self, adversarial: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         loss = F.cross_entropy(logits.float(), target, reduction="sum")
         self.losses.append(float(loss.detach()))
-        self.right.append(int((logits.argmax(1) == target).sum()))
+        self.right.append(int(is_right(logits, target).sum()))
         adversarial.register_hook(self._note)  # type: ignore[no-untyped-call]
         return loss
 
     def _note(self, gradient: Tensor) -> None:
-        self.zero.append(int((gradient == 0).flatten(1).all(1).sum()))
+        self.zero.append(int(((gradient == 0) | gradient.isnan()).flatten(1).all(1).sum()))
 
 
 class _Sums:
@@ -252,9 +253,9 @@ class _Sums:
 
     def add(self, network: nn.Module, surrogate: nn.Module | None, x: Tensor, y: Tensor, seed: int) -> None:
         """Attack the images of a batch that the network classifies rightly."""
-        device = next(network.parameters()).device
+        device = device_of(network, x)
         x, y = x.to(device), y.to(device)
-        right = predict_logits(network, x).argmax(1) == y
+        right = is_right(predict_logits(network, x), y)
         self.natural += int(right.sum())
         if not right.any():
             return
@@ -284,14 +285,14 @@ class _Sums:
 
     def _survivors(self, network: nn.Module, attack: Any, x: Tensor, y: Tensor, seed: int) -> int:
         adversarial = run_attack(attack, x, y, seed=seed)
-        return int((predict_logits(network, adversarial).argmax(1) == y).sum())
+        return int(is_right(predict_logits(network, adversarial), y).sum())
 
     def _survive_noise(self, network: nn.Module, x: Tensor, y: Tensor, seed: int) -> int:
         generator = torch.Generator(device=x.device).manual_seed(seed)
         survive = torch.ones(len(y), dtype=torch.bool, device=y.device)
         for _ in range(NOISES):
             signs = torch.randint(0, 2, x.shape, generator=generator, device=x.device) * 2 - 1
-            survive &= predict_logits(network, (x + self.eps * signs).clamp(0, 1)).argmax(1) == y
+            survive &= is_right(predict_logits(network, (x + self.eps * signs).clamp(0, 1)), y)
         return int(survive.sum())
 
     def means(self, n_images: int) -> dict[str, Any]:

@@ -15,13 +15,15 @@ from tqdm import tqdm
 
 from proard_nas import distributed
 from proard_nas._random import derive_seed
-from proard_nas.data import Source
+from proard_nas.data import ArraySource, Source
 from proard_nas.supernets import Architecture, Supernet
 
 from .accuracy import AttackSettings, correct
 from .calibration import calibrate
 from .labelling import run_each
 from .labels import Label, Labels, Record, append_line
+
+IMAGES = "images_checksum"
 
 __all__ = ["Label", "Labels", "append_line", "label_student", "label_students"]
 
@@ -74,7 +76,8 @@ def label_students(
     Raises
     ------
     ValueError
-        If an architecture is not in the space, or the record holds labels of other settings.
+        If an architecture is not in the space, or the record holds labels of other settings or, where the source is
+        an `ArraySource`, of other images.
 
     Notes
     -----
@@ -86,6 +89,7 @@ def label_students(
     """
     attack = attack or AttackSettings()
     wanted = list(dict.fromkeys(supernet.space.validate(arch) for arch in architectures))
+    images = images_checksum(source) if isinstance(source, ArraySource) else None  # transforms may change the others
     if n_images is not None and n_images < len(source):
         source = source.head(n_images, seed=derive_seed(seed, "images"))
     settings = {
@@ -95,8 +99,10 @@ def label_students(
         "batch_size": batch_size,
         "seed": seed,
         "weights": checksum(supernet),
+        IMAGES: images,
     }
-    defaults = {**dataclasses.asdict(AttackSettings()), "batch_size": 256, "weights": settings["weights"]}
+    known_before = {name: settings[name] for name in ("weights", IMAGES)}
+    defaults = {**dataclasses.asdict(AttackSettings()), "batch_size": 256, **known_before}
     known = Record(Path(record) if record else None, settings, defaults)
     known.exchange()  # now all processes share out the same students
     todo = [arch for arch in wanted if arch not in known.labels][distributed.rank() :: distributed.world_size()]
@@ -138,6 +144,15 @@ def label_student(
             place = derive_seed(seed, "evaluate", index)
             robust += int(correct(student, x[right], y[right], attack, place).sum())
     return Label(arch, natural / total, robust / total, time.perf_counter() - start)
+
+
+def images_checksum(source: Source) -> str:
+    """Return a checksum of labelled images that does not depend on their order."""
+    total = 0
+    for images, labels in source.batches(256):
+        for image, label in zip(images.cpu().numpy(), labels.tolist(), strict=True):
+            total += zlib.crc32(image.tobytes(), label)
+    return f"{total % 2**32:08x}"
 
 
 def checksum(supernet: Supernet) -> str:

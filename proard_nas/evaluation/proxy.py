@@ -16,7 +16,7 @@ from torch import Tensor
 from proard_nas.data import Source
 from proard_nas.supernets import Architecture, Supernet
 
-from .accuracy import AttackSettings
+from .accuracy import COUNTED, AttackSettings
 from .labels import Labels
 from .population import label_students
 
@@ -108,11 +108,13 @@ def proxy_correlation(
     Raises
     ------
     ValueError
-        If there are fewer than two distinct architectures.
+        If there are fewer than two distinct architectures, or the attack has no number of steps.
     """
     if len(set(architectures)) < 2:
         raise ValueError(f"a ranking needs at least two distinct students, got {len(set(architectures))}")
     attack = attack or AttackSettings()
+    if attack.name not in COUNTED:
+        raise ValueError(f"attack={attack.name!r} has no steps that a proxy could cut; allowed: {', '.join(COUNTED)}")
 
     def label(name: str, settings: AttackSettings, images: int | None) -> Labels:
         return label_students(

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 N_ATTEMPTS = 5
 """So many times at most is a child bred until it is one that has not been seen."""
 N_PROBES = 50
+LATENCY_SCATTER = 0.2  # of measured latencies, between one search and the one that continues it
 """So many stored candidates are predicted again when a study is continued."""
 
 
@@ -165,10 +166,12 @@ class Evolution:
         probes = known[:: max(1, len(known) // N_PROBES)]
         again = self.ledger.evaluate_afresh([probe.architecture for probe in probes])
         for was, now in zip(probes, again, strict=True):
-            for name in ("macs", "params", *ACCURACIES):
-                if abs(getattr(was, name) - getattr(now, name)) > 1e-6:
+            for name in ("macs", "params", *ACCURACIES, "latency_ms"):
+                before, after = getattr(was, name), getattr(now, name)
+                if before is None or after is None:  # no latency was asked for, at one time or at both
+                    continue
+                if abs(before - after) > (LATENCY_SCATTER * after if name == "latency_ms" else 1e-6):
                     raise ValueError(
-                        f"study {self.study.study_name!r} was made with another predictor or cost: {name} of "
-                        f"{was.architecture} is stored as {getattr(was, name)} and now {getattr(now, name)}; "
-                        "use another study_name"
+                        f"study {self.study.study_name!r} was made with another predictor, cost or latency: {name} of "
+                        f"{was.architecture} is stored as {before} and now {after}; use another study_name"
                     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, ClassifierHead, ConvNormAct
+from timm.layers.adaptive_avgmax_pool import adaptive_pool_feat_mult
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -149,6 +150,7 @@ class StudentNet(nn.Module):
             )
         arch = Architecture.from_dict(arch) if isinstance(arch, dict) else arch
         self.cfg, self.num_classes, self.in_chans, self.drop_rate = cfg, num_classes, in_chans, drop_rate
+        _check_pool(global_pool)
         self.grad_checkpointing = False
         self.metadata: dict[str, Any] = {}
         dd = {"device": device, "dtype": dtype}
@@ -323,6 +325,7 @@ class StudentNet(nn.Module):
         global_pool : str, default=None
             New pooling type; None keeps it.
         """
+        _check_pool(global_pool)
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
 
@@ -385,6 +388,15 @@ class StudentNet(nn.Module):
         if self.grad_checkpointing and not torch.jit.is_scripting() and len(list(stage.children())):
             return checkpoint_seq(stage, x)  # type: ignore[no-any-return]
         return stage(x)  # type: ignore[no-any-return]
+
+
+def _check_pool(global_pool: str | None) -> None:
+    """Raise ValueError for a pooling that concatenates: the classifier then has more inputs than there are channels."""
+    if global_pool and adaptive_pool_feat_mult(global_pool) != 1:  # type: ignore[no-untyped-call]
+        raise ValueError(
+            f"global_pool={global_pool!r} concatenates two poolings, whose classifier has no leading slices for "
+            "smaller students; allowed: '', 'avg', 'max', 'avgmax', 'fast', 'fastavg', 'fastmax' and 'fastavgmax'"
+        )
 
 
 def _normalisation(

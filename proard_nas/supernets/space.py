@@ -52,13 +52,14 @@ class Architecture:
     stem_residual: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depth", _row("depth", self.depth))
+        object.__setattr__(self, "depth", _whole_row("depth", self.depth))
         object.__setattr__(self, "width_mult", _row("width_mult", self.width_mult))
         for name in BLOCK_DIMENSIONS:
             rows = getattr(self, name)
             if not isinstance(rows, (list, tuple)):
                 raise ValueError(f"{name} must be a list of one list for each stage, got {rows!r}")
-            object.__setattr__(self, name, tuple(_row(f"{name}[{i}]", r) for i, r in enumerate(rows)))
+            row = _whole_row if name == "kernel_size" else _row
+            object.__setattr__(self, name, tuple(row(f"{name}[{i}]", r) for i, r in enumerate(rows)))
         if not isinstance(self.stem_residual, bool):
             raise ValueError(f"stem_residual must be true or false, got {self.stem_residual!r}")
 
@@ -455,6 +456,11 @@ def _row(name: str, values: Any) -> tuple[Any, ...]:
         if not isinstance(value, (bool, int, float, np.integer, np.floating)):
             raise ValueError(f"{name} must hold numbers, got {value!r}")
     return tuple(v.item() if isinstance(v, np.generic) else v for v in values)
+
+
+def _whole_row(name: str, values: Any) -> tuple[Any, ...]:
+    """Return a row whose fractions without a fraction, as other languages' JSON may write 3, are integers."""
+    return tuple(int(v) if isinstance(v, float) and v.is_integer() else v for v in _row(name, values))
 
 
 def _row_problem(name: str, given: Sequence[Any], choices: Sequence[Any], count: int, why: str = "") -> str | None:

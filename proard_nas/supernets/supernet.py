@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from timm.models import create_model
@@ -191,6 +191,17 @@ class Supernet(_Base):
             with torch.no_grad():
                 self._active_statistics = statistics_of(self.student(arch))
 
+    @property
+    def active_statistics(self) -> Statistics:
+        """The batch norm statistics, by name, that ``forward`` uses; the tensors are the network's own."""
+        return self._active_statistics if self._active else statistics_of(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the active student's statistics with everything else."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._active_statistics = {name: fn(value) for name, value in self._active_statistics.items()}
+        return self
+
     def _net(self) -> StudentNet | None:
         if self._active is None:
             return None
@@ -255,9 +266,13 @@ def share_statistics(network: nn.Module, statistics: Statistics) -> None:
 
 
 def is_calibrated(network: nn.Module) -> bool:
-    """Tell whether every batch norm of a network has seen at least one batch."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return all(m.num_batches_tracked is None or int(m.num_batches_tracked) > 0 for m in norms)
+    """Tell whether every batch norm of a network has seen at least one batch; of a supernet, the largest student's."""
+    return has_seen_images(statistics_of(network))
+
+
+def has_seen_images(statistics: Statistics) -> bool:
+    """Tell whether batch norm statistics are those of at least one batch, all of them."""
+    return all(int(value) > 0 for name, value in statistics.items() if name.endswith(".num_batches_tracked"))
 
 
 def _with_choices(space: SearchSpace, lists: dict[str, Any]) -> SearchSpace:

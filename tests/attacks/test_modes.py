@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
+import timm
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from proard_nas.attacks import attack_mode
+from proard_nas.attacks import WorstCasePGD, attack_mode, run_attack, seeded
+from proard_nas.evaluation import calibrate
 
 
 class OwnNorm(nn.BatchNorm2d):
@@ -130,3 +132,29 @@ def test_clean_without_images_and_unknown_modes_are_refused():
         pass
     with pytest.raises(ValueError, match="unknown batch norm mode 'evl'"), attack_mode(nn.Identity(), "evl"):
         pass
+
+
+def test_clean_statistics_are_those_of_the_student_that_a_supernet_runs():
+    torch.manual_seed(0)
+    net = timm.create_model("proard_dyn_resnet_tiny", num_classes=4)
+    net.set_active(net.space.smallest)
+    x, y = torch.rand(16, 1, 8, 8), torch.arange(16) % 4
+    calibrate(net, torch.rand(32, 1, 8, 8) ** 2)
+    before = {name: value.clone() for name, value in net.active_statistics.items()}
+    live = net.student(net.space.smallest, before)
+    attacks = [WorstCasePGD(one, 0.1, 0.05, 3) for one in (net, live)]
+    found, expected = (run_attack(attack, x, y, batch_norm="clean", seed=0) for attack in attacks)
+    assert torch.equal(found, expected)
+    assert all(torch.equal(value, before[name]) for name, value in net.active_statistics.items())
+
+
+def test_seeding_leaves_the_generators_as_they_were_and_cuda_unseeded(monkeypatch):
+    queued = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", queued.append)
+    torch.manual_seed(1)
+    queued.clear()
+    before = torch.get_rng_state()
+    with seeded(5):
+        drawn = torch.rand(3)
+    assert queued == [] and torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(5)))

@@ -15,7 +15,15 @@ from torch import nn
 from proard_nas._random import derive_seed
 from proard_nas.attacks import AutoAttack, ReferenceAutoAttack, make_attack, run_attack
 from proard_nas.data import ArraySource
-from proard_nas.evaluation import AttackSettings, Labels, calibrate, evaluate, evaluate_all, label_students
+from proard_nas.evaluation import (
+    AttackSettings,
+    Labels,
+    calibrate,
+    check_gradient_masking,
+    evaluate,
+    evaluate_all,
+    label_students,
+)
 from proard_nas.evaluation import accuracy as accuracy_module
 from proard_nas.evaluation import population as population_module
 
@@ -266,3 +274,34 @@ def test_default_steps_are_the_attacks_own_and_too_few_queries_are_refused():
     assert [AttackSettings(name).steps for name in ("pgd", "cw", "square")] == [20, 20, 5000]
     with pytest.raises(ValueError, match="too few"):
         AttackSettings("square", steps=20)
+
+
+class NoNumber(nn.Module):
+    """Logits that are NaN, or right with gradients that are NaN."""
+
+    def __init__(self, everywhere):
+        super().__init__()
+        self.everywhere = everywhere
+
+    def forward(self, x):
+        zero = (x.flatten(1).sum(1) * 0).abs()
+        slope = (zero.sqrt() if not self.everywhere else zero / 0)[:, None]  # the square root has no gradient at 0
+        return torch.cat([1 + slope, slope], 1)
+
+
+@pytest.mark.parametrize("attack", ["natural", "fgsm", "pgd"])
+def test_logits_that_are_no_numbers_are_never_right(attack):
+    source = ArraySource(torch.rand(6, 1, 4, 4), torch.zeros(6, dtype=torch.int64))
+    assert evaluate(NoNumber(True), source, attack).accuracy == 0
+
+
+def test_gradients_that_are_no_numbers_move_no_image_and_are_a_sign_of_masking():
+    source = ArraySource(torch.rand(6, 1, 4, 4), torch.zeros(6, dtype=torch.int64))
+    assert evaluate(NoNumber(False), source, "pgd").accuracy == 1
+    report = check_gradient_masking(NoNumber(False), source, queries=100)
+    assert report.zero_gradients == 1
+
+
+def test_no_image_is_refused():
+    with pytest.raises(ValueError, match="no image to measure on"):
+        evaluate(NoNumber(False), ArraySource(torch.rand(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)), "natural")

@@ -223,3 +223,24 @@ def test_what_a_kind_lacks_is_named(plain, images, labels):
         calibrate(plain, images, 1, kind="mixed", labels=labels)
     with pytest.raises(ValueError, match="Did you mean 'adversarial'"):
         calibrate(plain, images, kind="adverserial", labels=labels)
+
+
+def test_what_must_be_calibrated_is_the_active_student(net, images):
+    source = ArraySource(images, torch.zeros(len(images), dtype=torch.int64))
+    calibrate(net, images)
+    net.set_active(net.space.smallest)
+    with pytest.raises(UncalibratedError):
+        evaluate(net, source, "natural")
+    calibrate(net, images)
+    found = evaluate(net, source, "natural")
+    other = timm.create_model("proard_dyn_resnet_tiny")
+    other.load_state_dict({k: v for k, v in net.state_dict().items() if "num_batches" not in k}, strict=False)
+    other.set_active(net.space.smallest)
+    calibrate(other, images)  # and never its largest
+    assert evaluate(other, source, "natural").accuracy == found.accuracy
+
+
+@pytest.mark.parametrize("batch_size", [0, -4, 2.5])
+def test_a_wrong_batch_size_is_refused(net, images, batch_size):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+        calibrate(net, images, batch_size)

@@ -131,13 +131,13 @@ def test_each_worker_unpacks_what_all_values_share_once_and_has_one_thread(tmp_p
 
 def test_lines_are_written_as_students_are_done_and_an_error_loses_none(net, data, archs, tmp_path):
     class Failing(ArraySource):
-        """Fails in the third pass over the images."""
+        """Fails in the third student, after a pass for the checksum."""
 
         passes = 0
 
         def batches(self, *args, **kwargs):
             Failing.passes += 1
-            if Failing.passes == 3:
+            if Failing.passes == 4:
                 raise RuntimeError("the disk is gone")
             return super().batches(*args, **kwargs)
 
@@ -328,3 +328,17 @@ def test_a_system_without_such_a_call_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(labelling.Path, "read_text", missing)
     labelling._give_back_memory()
+
+
+def test_a_record_of_other_images_is_refused(net, data, archs, tmp_path):
+    source, calibration = data
+    record = tmp_path / "labels.jsonl"
+    label_students(net, archs[:2], source, calibration, attack=ATTACK, record=record)
+    other = ArraySource(source.x.flip(-1).contiguous(), source.y)
+    with pytest.raises(ValueError, match="images_checksum"):
+        label_students(net, archs[:2], other, calibration, attack=ATTACK, record=record)
+    lines = record.read_text().splitlines()
+    settings = json.loads(lines[0])
+    del settings["settings"]["images_checksum"]  # as older versions wrote it
+    record.write_text("\n".join([json.dumps(settings), *lines[1:]]) + "\n")
+    label_students(net, archs[:2], source, calibration, attack=ATTACK, record=record)

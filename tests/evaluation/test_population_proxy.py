@@ -93,3 +93,10 @@ def test_full_and_proxy_labels_are_those_of_label_students_and_kept_in_the_folde
     assert report.full.settings["steps"] == 6 and report.proxy.settings["steps"] == 2
     assert Labels.load(tmp_path / "full.jsonl") == report.full
     assert Labels.load(tmp_path / "proxy.jsonl") == report.proxy
+
+
+def test_an_attack_without_steps_has_no_proxy(net):
+    source = ArraySource(torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64))
+    archs = [net.space.smallest, net.space.largest]
+    with pytest.raises(ValueError, match="attack='fgsm' has no steps that a proxy could cut; allowed: pgd"):
+        proxy_correlation(net, archs, source, source.x, n_images=4, steps=1, attack=AttackSettings("fgsm"))

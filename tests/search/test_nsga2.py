@@ -448,8 +448,18 @@ class TestContinuing:
 
     def test_another_predictor_is_refused(self, tmp_path):
         search(LARGE, predict, cost, storage=tmp_path / "s.log", n_generations=1, **SETTINGS)
-        with pytest.raises(ValueError, match="another predictor or cost: natural_accuracy"):
+        with pytest.raises(ValueError, match="another predictor, cost or latency: natural_accuracy"):
             search(LARGE, lambda a: predict(a) * 0.9, cost, storage=tmp_path / "s.log", n_generations=1, **SETTINGS)
+
+    def test_another_latency_is_refused_and_a_measured_ones_scatter_is_not(self, tmp_path):
+        def latency(scale):
+            return lambda arch: scale * cost(arch).macs / 1e8
+
+        options = SETTINGS | {"max_latency_ms": 1e9, "storage": tmp_path / "s.log", "n_generations": 1}
+        search(LARGE, predict, cost, latency=latency(1.0), **options)
+        search(LARGE, predict, cost, latency=latency(1.1), **options)
+        with pytest.raises(ValueError, match="another predictor, cost or latency: latency_ms"):
+            search(LARGE, predict, cost, latency=latency(1000.0), **options)
 
     def test_a_study_of_another_program_is_refused(self, tmp_path):
         storage = optuna.storages.InMemoryStorage()

@@ -166,3 +166,9 @@ def test_a_supernet_refuses_an_architecture_outside_its_space(net):
 def test_a_supernet_takes_an_architecture_as_a_dict(net):
     arch = net.space.sample(0)
     assert net.student(arch.to_dict()).arch == net.extract(arch.to_dict()).arch == arch
+
+
+def test_whole_numbers_written_as_fractions_become_integers():
+    arch = Architecture.from_dict({"depth": [2.0], "kernel_size": [[3.0, 5.0]], "expand_ratio": [[3.0, 4.0]]})
+    assert arch == Architecture(depth=(2,), kernel_size=((3, 5),), expand_ratio=((3, 4),))
+    assert all(type(value) is int for value in (*arch.depth, *arch.kernel_size[0]))

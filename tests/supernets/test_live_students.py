@@ -470,3 +470,10 @@ def test_a_supernet_is_a_student_network_and_a_module(net):
     assert isinstance(net, StudentNet)
     assert net.arch == net.active == net.space.largest
     assert not dataclasses.is_dataclass(net)
+
+
+def test_the_statistics_of_the_active_student_are_moved_and_converted_with_the_supernet():
+    net = timm.create_model("proard_dyn_resnet_tiny").eval()
+    net.set_active(net.space.smallest)
+    assert net.double()(torch.rand(2, 1, 8, 8).double()).dtype == torch.float64
+    assert {value.device.type for value in net.to("meta").active_statistics.values()} == {"meta"}

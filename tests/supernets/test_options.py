@@ -193,3 +193,14 @@ def test_an_extracted_student_remembers_how_to_build_itself(net):
     again = timm.create_model(net.cfg.student, **args)
     assert repr(again) == repr(student)
     assert torch.equal(again.norm.mean, student.norm.mean)
+
+
+@pytest.mark.parametrize("name", ["proard_dyn_resnet_tiny", "proard_dyn_mobilenetv3"])
+def test_a_pooling_that_concatenates_is_refused(name):
+    with pytest.raises(ValueError, match="global_pool='catavgmax' concatenates"):
+        timm.create_model(name, global_pool="catavgmax")
+    net = timm.create_model(name, num_classes=3)
+    with pytest.raises(ValueError, match="global_pool='catavgmax' concatenates"):
+        net.reset_classifier(5, "catavgmax")
+    assert net.num_classes == 3
+    net.reset_classifier(5, "avgmax")
