@@ -12,10 +12,10 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
 from proard_nas import ProARDEstimator
-from proard_nas._labelling import checksum
 from proard_nas._random import derive_seed
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import population
+from proard_nas.evaluation.population import images_checksum
 from proard_nas.search import active
 from proard_nas.training import Stage, Trainer
 
@@ -230,10 +230,10 @@ def test_a_stopped_call_changes_nothing_and_goes_on_from_its_record(fitted, tmp_
 
 def test_a_checksum_is_of_images_and_labels_in_any_order(val):
     x, y = torch.from_numpy(val[0]), torch.from_numpy(val[1])
-    value = checksum(ArraySource(x, y))
-    assert checksum(ArraySource(x.flip(0), y.flip(0))) == value
-    assert checksum(ArraySource(x, y.flip(0))) != value
-    assert checksum(ArraySource(torch.nextafter(x, torch.tensor(1.0)), y)) != value
+    value = images_checksum(ArraySource(x, y))
+    assert images_checksum(ArraySource(x.flip(0), y.flip(0))) == value
+    assert images_checksum(ArraySource(x, y.flip(0))) != value
+    assert images_checksum(ArraySource(torch.nextafter(x, torch.tensor(1.0)), y)) != value
 
 
 # -- wrong input ------------------------------------------------------------------------------

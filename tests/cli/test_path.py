@@ -15,9 +15,9 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from proard_nas import Architecture, ProARDEstimator, SearchResult, cli
-from proard_nas._labelling import checksum
 from proard_nas.cli import main
 from proard_nas.cli._data import validation_data
+from proard_nas.evaluation.population import images_checksum
 from proard_nas.search import search
 
 SEARCH = ["--max-flops", "1.5", "--n-generations", "4", "--population-size", "20", "--no-progress"]
@@ -95,7 +95,7 @@ def test_verify_measures_on_the_very_images_that_fit_held_out(estimator, fitted,
         data=str(photos), val_data=None, val_split=None, image_size=None, root=None, download=False, split=None
     )
     x, y = validation_data(arguments, estimator)
-    assert checksum(estimator.encoder_source(x, y)) == estimator.labels_.settings["images_checksum"]
+    assert images_checksum(estimator.encoder_source(x, y)) == estimator.labels_.settings["images_checksum"]
     student = estimator.extract(Architecture.from_dict(measured["architecture"]))
     images, labels = torch.stack([image for image, _ in x]), torch.tensor([label for _, label in x])
     right = (student(images).argmax(1) == labels).float().mean().item()
