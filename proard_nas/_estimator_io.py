@@ -13,9 +13,11 @@ import torch
 
 from . import distributed
 from ._errors import unknown_name
+from ._fitting import device_of
 from ._folders import (
     CHECKSUMS,
     Folder,
+    check_replaceable,
     naming,
     read_checked,
     read_checked_json,
@@ -43,6 +45,11 @@ STATE, PREDICTOR, LABELS = "estimator.json", "predictor.json", "labels.jsonl"
 IMAGES, SUPERNET = "calibration.safetensors", "supernet"
 PARTS = (STATE, PREDICTOR, LABELS, IMAGES, SUPERNET, CHECKSUMS)
 CHECKED = (STATE, PREDICTOR, LABELS, IMAGES, f"{SUPERNET}/{CHECKSUMS}")
+
+
+def check_target(folder: Folder) -> None:
+    """Raise FileExistsError if an estimator could not be saved in a folder, since that holds something else."""
+    check_replaceable(Path(folder).resolve(), STATE, (*PARTS, CARD))
 
 
 def save_estimator(estimator: ProARDEstimator, folder: Folder, dtype: str | None = None) -> None:
@@ -97,7 +104,7 @@ def load_estimator(cls: type[Estimator], folder: Folder) -> Estimator:
             raise ValueError(f"it has format {state['format']!r}; this version reads format {FORMAT}")
         estimator = cls(**_parameters(state["parameters"], cls))
         _restore(estimator, state)
-    estimator.device_ = torch.device("cuda" if torch.cuda.is_available() and estimator.device != "cpu" else "cpu")
+    estimator.device_ = device_of(estimator)
     estimator.supernet_ = _load_supernet(folder).to(estimator.device_)
     estimator.precision_.prepare(estimator.supernet_)  # in another layout, the last bits of its logits differ
     read_checked(folder, LABELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -55,8 +56,7 @@ Folder = str | os.PathLike[str] | None
 def fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, checkpoint_dir: Folder) -> None:
     """Fit an estimator; see `ProARDEstimator.fit`."""
     check_parameters(estimator)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if estimator.device == "auto" else estimator.device
-    estimator.device_ = distributed.local_device(torch.device(name))
+    estimator.device_ = device_of(estimator)
     with distributed.process_group(estimator.device_):
         _fit(estimator, X, y, val_loader, None if checkpoint_dir is None else Path(checkpoint_dir))
 
@@ -112,6 +112,12 @@ def check_parameters(estimator: ProARDEstimator) -> None:
     stages_of(estimator, _make_model(estimator))
     if estimator.log_dir is not None:
         TensorBoardWriter(estimator.log_dir)  # so that a missing package is noticed now
+
+
+def device_of(estimator: ProARDEstimator) -> torch.device:
+    """Return the device that an estimator computes on in this process; the CPU where there is no CUDA."""
+    name = "cuda" if estimator.device == "auto" else estimator.device
+    return distributed.local_device(torch.device(name if torch.cuda.is_available() else "cpu"))
 
 
 def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:
@@ -177,7 +183,7 @@ def _teacher(estimator: ProARDEstimator, data: PreparedData) -> nn.Module | None
         return None
     classes, shape = data.summary.num_classes, (2, data.summary.in_chans, *data.summary.image_size)
     with torch.no_grad():
-        teacher = teacher.to(estimator.device_).eval()
+        teacher = copy.deepcopy(teacher).to(estimator.device_).eval()  # a parameter, which stays as it is
         try:
             given = tuple(teacher(torch.rand(shape, device=estimator.device_)).shape)
         except RuntimeError as error:
@@ -273,7 +279,7 @@ def _train(
     if estimator.n_watch:
         watched = data.val.head(estimator.n_watch, seed=derive_seed(estimator.seed_, "watch")).to(estimator.device_)
         validation = Validation(watched, estimator._attack("pgd"))
-    with _EpochReports(estimator, sum(stage.epochs for stage in stages)) as on_epoch:
+    with _EpochReports(estimator) as on_epoch:
         trainer = Trainer(
             supernet,
             _labelling.on_device(data.train, estimator.device_),
@@ -301,9 +307,9 @@ def _train(
 class _EpochReports:
     """Reports each epoch of training: to scikit-learn's callbacks, as a task of `fit`, and to TensorBoard."""
 
-    def __init__(self, estimator: ProARDEstimator, epochs: int) -> None:
+    def __init__(self, estimator: ProARDEstimator) -> None:
         self.estimator = estimator
-        self.context = estimator._init_callback_context(max_subtasks=epochs)
+        self.context = estimator._init_callback_context(max_subtasks=None)  # epochs may be repeated, or be a helper's
         wanted = estimator.log_dir is not None and distributed.is_main()
         self.writer = TensorBoardWriter(estimator.log_dir) if wanted and estimator.log_dir is not None else None
 

@@ -50,7 +50,7 @@ def whole_folder(folder: Folder, mark: str, names: Collection[str]) -> Iterator[
         If it cannot be written. Nothing of the new folder is left, and the old one is as it was.
     """
     target = Path(folder).resolve()
-    _check_replaceable(target, mark, names)
+    check_replaceable(target, mark, names)
     temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
     try:
         with _parents(target.parent), _removed_on_failure(temporary):
@@ -62,7 +62,8 @@ def whole_folder(folder: Folder, mark: str, names: Collection[str]) -> Iterator[
         raise OSError(error.errno, f"{folder} could not be written, and nothing was changed: {reason}") from error
 
 
-def _check_replaceable(target: Path, mark: str, names: Collection[str]) -> None:
+def check_replaceable(target: Path, mark: str, names: Collection[str]) -> None:
+    """Raise FileExistsError if a folder of this kind would replace something else; see `whole_folder`."""
     if not os.path.lexists(target):
         return
     try:

@@ -330,7 +330,7 @@ def test_labels_out_of_range_are_refused(monkeypatch):
         ({"eps": 0}, r"eps must be in \(0, 1\].*got 0"),
         ({"eps": -0.1}, "got -0.1"),
         ({"step_size": 0}, "step_size must be above 0"),
-        ({"attack_steps": 0}, "positive integer, got 0"),
+        ({"attack_steps": 0}, "attack steps must be a whole number of at least 1, got 0"),
         ({"model": "proard_dyn_resnet_tny"}, "Did you mean 'proard_dyn_resnet_tiny'"),
         ({"loss": "rsladd"}, "unknown loss 'rsladd'.*Did you mean 'rslad'"),
         ({"teacher_loss": "trade"}, "Did you mean 'trades'"),

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
 from proard_nas import ProARDEstimator
-from proard_nas.training import Trainer
+from proard_nas.training import Stage, Trainer
 
 SMALL = {
     "model": "proard_dyn_resnet_tiny",
@@ -225,3 +225,16 @@ def test_training_is_watched_on_all_classes_of_sorted_data(digits, monkeypatch):
     with pytest.raises(Stop):
         ProARDEstimator(**{**SMALL, "val_fraction": 0.4}).fit(digits[0][order], digits[1][order])
     assert set(watched[0].source.y.tolist()) == set(range(10)) and watched[0].chance < 0.4
+
+
+@pytest.mark.parametrize("change", [{"teacher_loss": "hat"}, {"schedule": [Stage("teacher", 1, "hat", lr=0.1)]}])
+def test_epochs_of_a_helper_are_reported_too(digits, change):
+    est = ProARDEstimator(**{**SMALL, **change}).fit(*digits)
+    assert "(helper)" in est.history_[0]["stage"]
+
+
+def test_a_teacher_of_ones_own_stays_as_it_is(digits):
+    torch.manual_seed(0)
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    ProARDEstimator(**{**SMALL, "teacher": own}).fit(*digits)
+    assert own.training and all(parameter.requires_grad for parameter in own.parameters())

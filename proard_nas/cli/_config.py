@@ -43,6 +43,8 @@ def read_config(path: str, command: str, commands: Collection[str]) -> dict[str,
     if not isinstance(settings, dict):
         raise ValueError(f"the configuration {path!r} holds a {type(settings).__name__}; allowed: names and values")
     own = settings.get(command, {})
+    if not isinstance(own, dict):
+        raise ValueError(f"the configuration {path!r} gives {command!r} as {own!r}; allowed: a table of its settings")
     return {**{k: v for k, v in settings.items() if not (k in commands and isinstance(v, dict))}, **own}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from ._data import add_data, own_validation, training_data
 from ._flags import add_parameters, given, json_value
@@ -37,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Report | None:
     """Run the command; processes other than the main one have nothing to report."""
     from proard_nas import ProARDEstimator, distributed
+    from proard_nas._estimator_io import check_target
 
+    check_target(arguments.out)
+    if arguments.checkpoint_dir and Path(arguments.checkpoint_dir).resolve() == Path(arguments.out).resolve():
+        raise ValueError(f"--out and --checkpoint-dir are both {arguments.out}; allowed: two folders")
     estimator = ProARDEstimator(**given(arguments, ProARDEstimator))
     x, y = training_data(arguments)
     classes = getattr(x, "classes", None)

@@ -58,7 +58,8 @@ def open_data(
     FileNotFoundError
         If there is no such file, folder or name.
     ValueError
-        If the part is not there, or training data is asked for from a split called test.
+        If the part is not there, ``split``, ``root`` or ``download`` is given for a file or folder, or training data
+        is asked for from a split called test.
     ImportError
         If timm needs a package for it that is not installed.
 
@@ -70,6 +71,8 @@ def open_data(
     """
     check_name("part", part, PARTS)
     path = Path(data)
+    if path.exists():
+        _refuse_options_of_named_data(data, split=split, root=root, download=download or None)
     prefix = str(data).partition("/")[0].lower()
     if prefix in PACKAGES and not path.exists():
         return _named(str(data), prefix, part, image_size, root, download, split), None
@@ -81,6 +84,15 @@ def open_data(
             f"begins with {', '.join(f'{name}/' for name in PACKAGES)}"
         )
     return load_npz(path, part)
+
+
+def _refuse_options_of_named_data(data: str | Path, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value!r} was given for {str(data)!r}, which is a file or folder; allowed for data by name "
+                "only, such as 'torch/cifar10'. The parts of a folder are its sub-folders train and test"
+            )
 
 
 def _part_of_folder(path: Path, part: Part) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +17,12 @@ from proard_nas import distributed
 from proard_nas.supernets import StudentNet, Supernet
 
 from .accounting import Ledger
-from .checkpoint import CheckpointStore
+from .checkpoint import CheckpointError, CheckpointStore
 from .precision import Precision
 from .state import State, Tensors, copied, load_momentum, momentum_of, prefixed, without_prefix
 from .step import StepRunner
+
+logger = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -113,7 +116,11 @@ class Keeper:
             return False
         Precision(**found[1]["precision"]).prepare(self.network)  # so that copies of it are in this layout, too
         self._load(*found)
-        self._good = self.store.load(good=True) or found
+        try:
+            self._good = self.store.load(good=True) or found
+        except CheckpointError as error:
+            logger.warning("%s; a return after a failure goes to the newest checkpoint", error)
+            self._good = found
         return True
 
     def save_if_due(self) -> None:

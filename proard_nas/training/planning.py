@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import torch
 
 from proard_nas import distributed
-from proard_nas.supernets import Supernet
+from proard_nas.supernets import Supernet, load_statistics, statistics_of
 
 from .budget import TrainingCost, stage_macs, training_cost
 from .losses import make_loss
 from .precision import CANDIDATES, Precision, fastest
 from .stage import Stage
+from .state import copied
 from .step import Job, StepRunner
 from .trainer import Trainer
 
@@ -69,13 +70,15 @@ def plan_training(
         runner.gradients(job, x[:n], y[:n])
         supernet.zero_grad(set_to_none=True)
         if trainer.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(trainer.device)
 
     if isinstance(precision, str):
         wanted = CANDIDATES if precision == "auto" else (Precision(precision, channels_last=True),)
     else:
         wanted = (precision,)
+    before = copied(statistics_of(supernet))  # attacks with running statistics record them
     choice, seconds = fastest(step, wanted)
+    load_statistics(supernet, before)
     cost = training_cost(supernet, stages, len(trainer.source), budget, img_size)
     stages_and_labels = (*cost.stages, ("labelling", labelling_macs)) if labelling_macs else cost.stages
     cost = dataclasses.replace(cost, stages=stages_and_labels)

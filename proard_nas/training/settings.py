@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from proard_nas._numbers import finite_number
+
 from .augment import Augmentation
 from .losses import AttackBudget
 from .precision import Precision
@@ -66,6 +68,8 @@ class TrainSettings:
     checkpoint_seconds: float = 300.0
 
     def __post_init__(self) -> None:
+        for name in ("momentum", "weight_decay", "ema_decay", "awp", "checkpoint_seconds"):
+            finite_number(name, getattr(self, name))
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 (batch norm needs it), got {self.batch_size}")
         if not 0 <= self.momentum < 1 or self.weight_decay < 0:

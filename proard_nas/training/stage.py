@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proard_nas._errors import check_name, unknown_name
+from proard_nas._numbers import finite_number, whole_number
 from proard_nas.attacks import BATCH_NORM, METHODS
 from proard_nas.supernets import SearchSpace
 
@@ -140,6 +141,10 @@ class Stage:
             check_name("dimension", dimension, DIMENSIONS)
 
     def _check_numbers(self) -> None:
+        for name in ("epochs", "students_per_step"):
+            whole_number(f"stage {self.name!r}: {name}", getattr(self, name), 0)
+        for name in ("lr", "warmup", "drop_rate"):
+            finite_number(f"stage {self.name!r}: {name}", getattr(self, name))
         if self.epochs < 1 or self.students_per_step < 1:
             raise ValueError(
                 f"stage {self.name!r} needs at least one epoch and one student in each step; "
@@ -161,8 +166,8 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r} goes on along a cosine, so it has no warm-up; got warmup={self.warmup}"
             )
-        if self.attack_steps is not None and self.attack_steps < 1:
-            raise ValueError(f"stage {self.name!r} needs attack_steps of at least 1, got {self.attack_steps}")
+        if self.attack_steps is not None:
+            whole_number(f"stage {self.name!r}: attack_steps", self.attack_steps, 1)
         if self.weight_decay is not None and not self.weight_decay >= 0:
             raise ValueError(f"stage {self.name!r} needs a weight_decay that is not negative, got {self.weight_decay}")
 

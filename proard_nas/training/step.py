@@ -104,7 +104,7 @@ class StepRunner:
         """
         x, y = self.precision.images(x.to(self.device)), y.to(self.device)
         adversarial: dict[int, Tensor | None] = {}
-        with seeded(derive_seed(job.seed, "global")):
+        with seeded(derive_seed(job.seed, "global"), self.device):
             batch = self._batch(job, x, y)
             total = self._pass(job, batch, adversarial)
             if job.awp:

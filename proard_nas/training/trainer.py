@@ -201,7 +201,8 @@ class Trainer:
             if stage.teacher == "live" and (loss.passes.teacher > 1 or loss.passes.teacher_in_attack):
                 raise ValueError(f"stage {stage.name!r}: {stage.loss!r} queries its teacher more than once; "
                                  "allowed: teacher='frozen'")  # fmt: skip
-            if getattr(loss, "needs_helper", False) and not any(phase.helper for phase in phases):
+            wanted = [loss, *([make_loss(stage.teacher_loss)] if stage.teacher == "live" else [])]
+            if any(getattr(one, "needs_helper", False) for one in wanted) and not any(phase.helper for phase in phases):
                 epochs = max(1, stage.epochs // 5)
                 phases.append(Phase(Stage(f"{stage.name} (helper)", epochs, "natural", lr=stage.lr), helper=True))
             phases.append(Phase(stage))
@@ -336,7 +337,8 @@ class Trainer:
                 return verdict
             state.watch = dataclasses.asdict(watch)
             if self.settings.keep_best:
-                self.keeper.keep_best(found["robust"], natural=found["natural"], epoch=state.epoch)
+                figure = "robust" if make_loss(stage.loss).passes.attacked else "natural"
+                self.keeper.keep_best(found[figure], natural=found["natural"], epoch=state.epoch)
         record = {
             "stage": stage.name,
             "epoch": state.epoch,

@@ -86,3 +86,14 @@ def test_json_is_all_there_is_on_stdout_and_light_commands_start_without_the_est
     assert rows["proard_dyn_resnet50"]["params"] == [5_223_570, 46_077_482]
     assert rows["proard_dyn_mobilenetv3"]["macs"][1] / 1e6 == pytest.approx(179.7, abs=0.1)
     assert "from Python" in result.stderr and "from native code" in result.stderr
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_fit_looks_at_its_folders_before_it_trains(tmp_path, capsys, monkeypatch, both):
+    monkeypatch.setattr("proard_nas.ProARDEstimator.fit", None)
+    (tmp_path / "out").mkdir()
+    if not both:
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+    argv = ["fit", "--data", "none.npz", "--out", str(tmp_path / "out"), "--checkpoint-dir", str(tmp_path / "out")]
+    assert main(argv) == 1
+    assert ("allowed: two folders" if both else "holds something else ('notes.txt')") in capsys.readouterr().err

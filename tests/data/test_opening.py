@@ -172,3 +172,12 @@ def test_a_streamed_data_set_trains_with_validation_data_of_its_own(monkeypatch)
     with pytest.raises(ValueError, match="pass val_loader with data to validate on"):
         prepare(stream)
     assert prepare(stream, val_data=stream).summary.n_train == 10
+
+
+@pytest.mark.parametrize("option", [{"split": "val"}, {"root": "."}, {"download": True}])
+def test_options_of_named_data_are_refused_for_files_and_folders(tmp_path, option):
+    (name,) = option
+    np.savez(tmp_path / "a.npz", x_train=np.zeros((4, 1, 8, 8), np.float32), y_train=np.arange(4))
+    for path in (tmp_path, tmp_path / "a.npz"):
+        with pytest.raises(ValueError, match=f"{name}=.*which is a file or folder; allowed for data by name only"):
+            open_data(path, **option)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ from proard_nas.training import (
     TrainSettings,
     Validation,
     monitor,
+    plan_training,
 )
 
 BATCHES = 3
@@ -391,3 +393,53 @@ def test_a_run_that_went_back_can_be_killed_anywhere(source, tmp_path):
         with pytest.raises(Killed):
             unstable(source, folder, last)
         compare(unstable(source, folder, net=supernet(seed=1 if last > 1 else 0)), expected)
+
+
+# -- what is kept -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loss", "figure"), [("natural", "natural"), ("sat", "robust")])
+def test_the_best_weights_are_those_of_what_the_stage_trains(source, monkeypatch, loss, figure):
+    pairs = [(0.9, 0.4), (0.8, 0.5)]
+    rows = [{"natural": n, "robust": r, "largest_natural": n, "largest_robust": r} for n, r in pairs]
+    kept, found = [], iter(rows)
+    monkeypatch.setattr(Trainer, "_validate", lambda self, phase: next(found))
+    monkeypatch.setattr("proard_nas.training.keeper.Keeper.keep_best", lambda self, value, **_: kept.append(value))
+    train(source, loss, epochs=2, validation=Validation(source, AttackSettings("pgd", 0.1, 0.05, 1)))
+    assert kept == [row[figure] for row in rows]
+
+
+def test_a_helper_is_trained_for_a_live_teacher_that_needs_one(source):
+    stage = Stage("all", 2, "rslad", ("depth",), lr=0.05, teacher="live", teacher_loss="hat")
+    trainer = Trainer(supernet(), source, source.x, TrainSettings(**SETTINGS))
+    trainer.run([stage])
+    assert [record["stage"] for record in trainer.history] == ["all (helper)", "all", "all"]
+
+
+def test_timing_steps_leaves_statistics_as_they_were(source):
+    net = supernet()
+    trainer = Trainer(net, source, source.x, TrainSettings(**SETTINGS))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    plan_training(trainer, [Stage("a", 1, "sat", lr=0.05, batch_norm="running")], "float32")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_damaged_good_checkpoint_does_not_keep_whole_newer_ones_from_going_on(source, tmp_path, caplog):
+    stages = [Stage("natural", 4, "natural", lr=0.05)]
+    validation = Validation(source, AttackSettings("pgd", 0.1, 0.05, 1), every=3)
+
+    def trainer(last=None):
+        options = {"on_epoch": lambda record: record["epoch"] == last, "store": CheckpointStore(tmp_path / "run", {})}
+        settings = TrainSettings(**SETTINGS, checkpoint_seconds=0)
+        return Trainer(supernet(), source, source.x, settings, validation=validation, **options)
+
+    trainer(last=1).run(stages)
+    good = [p for p in (tmp_path / "run").glob("checkpoint-*") if json.loads((p / "state.json").read_text())["good"]]
+    newest = max((tmp_path / "run").glob("checkpoint-*"))
+    assert good and newest not in good
+    for path in good:
+        (path / "tensors.safetensors").write_bytes(b"cut")
+    again = trainer()
+    assert again.restore(stages) and "goes to the newest checkpoint" in caplog.text
+    again.run(stages)
+    assert len(again.history) == 4

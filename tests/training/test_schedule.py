@@ -9,7 +9,7 @@ import timm
 
 import proard_nas  # noqa: F401
 from proard_nas.supernets import SearchSpace
-from proard_nas.training import SCHEDULES, AttackBudget, Stage, make_loss, make_schedule
+from proard_nas.training import SCHEDULES, AttackBudget, Stage, TrainSettings, make_loss, make_schedule
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_stages_attack_replaces_what_it_names():
         ({"loss": "trades", "teacher": "living"}, "allowed: 'frozen', 'live'"),
         ({"loss": "trades", "teacher_loss": "rslad"}, "teacher_loss='rslad', which distils"),
         ({"loss": "trades", "attack": "fgsm"}, "allowed: 'ffgsm', 'n-fgsm', 'pgd'"),
-        ({"loss": "trades", "attack_steps": 0}, "attack_steps of at least 1, got 0"),
+        ({"loss": "trades", "attack_steps": 0}, "attack_steps must be a whole number of at least 1, got 0"),
         ({"loss": "trades", "batch_norm": "eval"}, "allowed: 'batch', 'clean', 'running'"),
         ({"loss": "trades", "warmup": 1}, "warmup < epochs; got warmup=1, epochs=1"),
         ({"loss": "trades", "warmup": -0.5}, "0 <= warmup"),
@@ -238,3 +238,24 @@ def test_an_unknown_schedule_is_refused(resnet, schedule):
 def test_images_that_a_live_teacher_does_not_make_cannot_be_shared():
     with pytest.raises(ValueError, match="teacher_loss='natural' makes none"):
         Stage("all", 1, "rslad", ("depth",), teacher="live", teacher_loss="natural", share_attack=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 1.5}, "stage 'a': epochs must be a whole number"),
+        ({"students_per_step": 2.0}, "students_per_step must be a whole number"),
+        ({"attack_steps": 0}, "attack_steps must be a whole number of at least 1, got 0"),
+        ({"lr": float("inf")}, "lr must be finite"),
+        ({"warmup": float("nan")}, "warmup must be finite"),
+    ],
+)
+def test_numbers_of_a_stage_that_would_not_end_or_train_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Stage(**{"name": "a", "epochs": 2, "loss": "sat", **change})
+
+
+@pytest.mark.parametrize("name", ["awp", "weight_decay", "checkpoint_seconds", "momentum"])
+def test_settings_that_are_no_numbers_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be finite, got nan"):
+        TrainSettings(**{name: float("nan")})
