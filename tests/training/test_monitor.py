@@ -236,7 +236,7 @@ def run_with(monkeypatch, robust, **settings):
     budget = AttackBudget(0.05, 0.02, 2)
     settings = TrainSettings(15, budget=budget, progress=False, **settings)
     trainer = Trainer(net, source, source.x, settings, validation=Validation(source, PGD, n_students=3))
-    stage = Stage("natural", len(robust), "natural", net.space.dimensions, lr=0.05)
+    stage = Stage("sat", len(robust), "sat", net.space.dimensions, lr=0.05)
     trainer.run([stage])
     return net, trainer, weights, seen
 
