@@ -158,7 +158,8 @@ def _label_students(
 
 def _settings(estimator: ProARDEstimator, val: Source) -> dict[str, Any]:
     """Return how labels on these images are measured: of no student, so that nothing is."""
-    return {**_label_students(estimator, [], val).settings, IMAGES: images_checksum(val)}
+    settings = _label_students(estimator, [], val).settings
+    return {**settings, IMAGES: settings[IMAGES] or images_checksum(val)}
 
 
 # -- choosing ---------------------------------------------------------------------------------

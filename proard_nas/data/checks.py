@@ -168,19 +168,19 @@ def check_pixels(images: Tensor, where: str) -> None:
         )
 
 
-def check_given(images: Tensor, image_shape: tuple[int, int, int], where: str) -> None:
-    """Raise ValueError unless images have training's shape and pixels in [0, 1].
+def check_given(images: Tensor, image_shape: tuple[int, int, int] | None, where: str) -> None:
+    """Raise ValueError unless images have training's shape, where one is asked for, and pixels in [0, 1].
 
     Parameters
     ----------
     images : Tensor of shape (n, channels, height, width)
-    image_shape : tuple of int
-        (channels, height, width) of training.
+    image_shape : tuple of int or None
+        (channels, height, width) of training; None allows any.
     where : str
         Names what was given in the error.
     """
     check_pixels(images, where)
-    if tuple(images.shape[1:]) != image_shape:
+    if image_shape is not None and tuple(images.shape[1:]) != image_shape:
         raise ValueError(
             f"{where} has images of shape {tuple(images.shape[1:])}; allowed: {image_shape}, as for training"
         )

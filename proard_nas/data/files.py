@@ -19,7 +19,7 @@ from proard_nas.data.checks import CHANNEL_COUNTS
 
 Part = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")
-UNREADABLE = (AttributeError, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (AttributeError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 def load_npz(path: str | Path, part: Part = "train") -> tuple[NDArray[Any], NDArray[Any]]:
@@ -59,8 +59,9 @@ def load_npz(path: str | Path, part: Part = "train") -> tuple[NDArray[Any], NDAr
             arrays = {key: archive[key] for key in (x, y) if key in found}
     except UNREADABLE as error:
         raise ValueError(f"{str(path)!r} is no .npz archive of plain arrays: {error}") from error
-    tests = {"x_test", "y_test"}
-    missing = [key for key in ("x_train", "y_train", *sorted(tests if tests & set(found) else ())) if key not in found]
+    tests = ("x_test", "y_test")
+    needed = ("x_train", "y_train", *(tests if any(key in found for key in tests) else ()))
+    missing = [key for key in needed if key not in found]
     if missing:
         raise ValueError(f"{str(path)!r} has the keys {found} but not {missing}; allowed: x_train, y_train and, both "
                          "or none, x_test, y_test")  # fmt: skip

@@ -201,16 +201,16 @@ class LoaderSource:
         return collect(self.batches(1), n) if seed is None else self._drawn(n, seed)
 
     def _drawn(self, n: int, seed: int) -> ArraySource:
-        """Keep, of each pass's images, those that drew the ``n`` smallest numbers, in the order of these."""
-        generator = torch.Generator().manual_seed(seed)
-        kept: tuple[Tensor, Tensor, Tensor] | None = None
+        """Load the images that the other sources draw by the same seed, in the order of the draw, in one pass."""
+        drawn = shuffled(len(self), seed)[:n]
+        wanted, first, parts = drawn.sort().values, 0, []
         for images, labels in self.batches(1):
-            new = (torch.rand(len(labels), generator=generator, dtype=torch.float64), images, labels)
-            joined = new if kept is None else tuple(torch.cat(pair) for pair in zip(kept, new, strict=True))
-            where = joined[0].argsort()[:n]
-            kept = (joined[0][where], joined[1][where.to(images.device)], joined[2][where.to(labels.device)])
-        assert kept is not None  # a loader without batches is refused
-        return ArraySource(kept[1], kept[2])
+            rows = wanted[(wanted >= first) & (wanted < first + len(labels))] - first
+            parts.append((images[rows.to(images.device)], labels[rows.to(labels.device)]))
+            first += len(labels)
+        found = collect(iter(parts), n)
+        places = drawn.argsort().argsort()
+        return found.take(places[places < len(found)])  # a loader may yield fewer than last time
 
     def n_batches(self, batch_size: int, *, drop_last: bool = False) -> int:
         """Return how many batches the last whole pass had; makes one if there was none."""

@@ -89,7 +89,7 @@ def scan(
     batches = source.batches(batch_size)
     for index, (images, y) in enumerate(tqdm(batches, f"checking {name} data", delay=2, disable=None, leave=False)):
         where = f"batch {index} of the {name} data"
-        check_given(images, image_shape or (images.shape[1], images.shape[2], images.shape[3]), where)
+        check_given(images, image_shape, where)
         check_label_range(y, num_classes, where)
         mean, square = _moments(images)
         labels.append(y.cpu().numpy())

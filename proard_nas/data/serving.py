@@ -59,6 +59,5 @@ def image_batches(X: Any, encoder: ArrayEncoder, batch_size: int) -> Iterator[Te
         yield from (images[i : i + batch_size] for i in range(0, len(images), batch_size))
     else:
         for index, (images, _) in enumerate(source_of(X, batch_size, encoder.in_chans).batches(batch_size)):
-            assert encoder.image_shape is not None
             check_given(images, encoder.image_shape, f"batch {index} of the given data")
             yield images
