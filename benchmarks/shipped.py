@@ -3,7 +3,8 @@
 Parts, each of which goes on from what it has left in the ``--work`` folder:
 
 - ``train``: the teacher by single-step adversarial training, then the paper's three steps (RSLAD), with a moving
-  average of the weights and the best ones by validation images.
+  average of the weights and the best ones by validation images. With ``--further`` all of it again, from the weights
+  that are packed: the work folder of the first training is not needed.
 - ``pack``: weights rounded to float16; images for calibration that are no photographs, but have the statistics that the
   training images have in every student; labels on validation images; the predictor; the folder in the package.
 - ``card``: five students (the ends and three that a search found) on the test images: natural, FGSM, PGD-20 and, on
@@ -23,6 +24,7 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +114,7 @@ RECIPES = {
 }
 BUDGETS = {
     "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 32, 3, square_queries=10, limits=(0.2,)),
-    "laptop": Budget(47_500, 2500, 10_000, 500, 50, 8, 4000, 224, 600, 300, 1000, 1000),
+    "laptop": Budget(47_500, 2500, 10_000, 500, 22, 3, 4000, 224, 600, 300, 1000, 1000),
 }
 
 
@@ -126,6 +128,7 @@ class Job:
     work: Path
     package: Path
     jobs: int
+    further: bool = False
 
     @property
     def budget(self) -> Budget:
@@ -137,7 +140,11 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        return self.work / f"shipped-{self.data}-{self.name}"
+        return self.work / f"shipped-{self.data}-{self.name}{'-further' if self.further else ''}"
+
+    @property
+    def packed(self) -> Path:
+        return self.package / self.recipe.model
 
     @property
     def test(self) -> _robustness.Test:
@@ -163,8 +170,10 @@ def train(job: Job) -> ProARDEstimator:
     if done.exists():
         return ProARDEstimator.load(done)
     recipe, budget, images = job.recipe, job.budget, job.images()
-    estimator = ProARDEstimator(
-        recipe.model,
+    estimator = ProARDEstimator.load(job.packed) if job.further else ProARDEstimator()
+    estimator.set_params(
+        model=recipe.model,
+        warm_start=job.further,
         schedule=recipe.stages(budget),
         batch_size=recipe.batch_size,
         weight_decay=recipe.weight_decay,
@@ -214,8 +223,7 @@ def pack(job: Job) -> dict[str, Any]:
         "statistics that the training images have.",
         "description": description(job, estimator),
     }
-    folder = job.package / job.recipe.model
-    estimator.save(folder, dtype="float16")
+    estimator.save(job.packed, dtype="float16")
     return {
         "calibration": checked,
         "predictor": estimator.predictor_score_,
@@ -223,7 +231,7 @@ def pack(job: Job) -> dict[str, Any]:
         "training_seconds": training_seconds(estimator),
         "macs": estimator.spent_.total.macs,
         "spent": estimator.spent_.to_dict(),
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "bytes": sum(file.stat().st_size for file in job.packed.rglob("*") if file.is_file()),
         "validation": [row["validation"] for row in estimator.history_ if "validation" in row][-1],
     }
 
@@ -235,14 +243,14 @@ def training_seconds(estimator: ProARDEstimator) -> float:
 
 
 def description(job: Job, estimator: ProARDEstimator) -> str:
-    machine = _record.machine()
+    machine, cores = _record.machine(), _training.threads(1)
+    epochs = Counter(row["stage"] for row in estimator.history_)
     hours = training_seconds(estimator) / 3600
-    file = "" if job.file is None else "=FILE.npz"
     return (
-        f"Trained on {job.budget.n_train:,} images in {hours:.1f} hours on {machine['cores']} CPU cores "
-        f"({machine['cpu']}): {', '.join(f'{s.name} {s.epochs}' for s in estimator.schedule)} epochs, inner attack "
-        f"{job.recipe.attack}, eps {job.recipe.eps * 255:.0f}/255. To continue it: raise the epochs in "
-        f"`benchmarks/shipped.py` and run `python benchmarks/shipped.py --data {job.data}{file} --budget {job.name}`."
+        f"Trained on {job.budget.n_train:,} images in {hours:.1f} hours on {cores} CPU core{'s' * (cores > 1)} "
+        f"({machine['cpu']}): {', '.join(f'{name} {n}' for name, n in epochs.items())} epochs, inner attack "
+        f"{job.recipe.attack}, eps {job.recipe.eps * 255:.0f}/255. To continue it: "
+        f"`proard-nas fit --model {job.recipe.model} --pretrained --data FILE.npz --checkpoint-dir run --out better`."
     )
 
 
@@ -337,8 +345,7 @@ def chosen(estimator: ProARDEstimator, limits: Sequence[float]) -> dict[str, Arc
 
 def card(job: Job) -> list[dict[str, Any]]:
     """Measure five students of the packed supernet on the test images, and write them on its cards."""
-    folder = job.package / job.recipe.model
-    estimator = ProARDEstimator.load(folder)
+    estimator = ProARDEstimator.load(job.packed)
     torch.set_num_threads(_training.threads(1))
     record, rows = job.folder / "card.jsonl", []
     known = {row["student"]: row for row in _robustness.read_lines(record)}
@@ -356,7 +363,7 @@ def card(job: Job) -> list[dict[str, Any]]:
         | {f"{titles[m]}, %": round(100 * row[m], 2) for m in _robustness.TABLE}
         for row in rows
     ]
-    estimator.save(folder, dtype="float16")
+    estimator.save(job.packed, dtype="float16")
     return rows
 
 
@@ -365,7 +372,7 @@ def card(job: Job) -> list[dict[str, Any]]:
 
 def alone(job: Job) -> list[dict[str, Any]]:
     """Train the largest and the found students alone, for the supernet's time and a fiftieth of it, and measure."""
-    estimator = ProARDEstimator.load(job.package / job.recipe.model)
+    estimator = ProARDEstimator.load(job.packed)
     seconds = training_seconds(estimator)
     archs = {k: v for k, v in chosen(estimator, job.budget.limits).items() if k != "smallest"}
     tasks = [(name, arch, 1.0) for name, arch in archs.items()]
@@ -392,7 +399,7 @@ def train_alone(job: Job, seconds: float, task: tuple[str, Architecture, float])
     torch.set_num_threads(threads)
     path = alone_record(job, arch, part)
     recipe, images = job.recipe, job.images()
-    estimator = ProARDEstimator.load(job.package / job.recipe.model)
+    estimator = ProARDEstimator.load(job.packed)
     network = _study.Study(job.data, job.file, "", _study.SMOKE, recipe, job.work).alone(arch, 0)
     estimator.precision_.prepare(network)
     settings = recipe.settings(0, estimator.precision_, 120.0)
@@ -422,8 +429,7 @@ def epoch_seconds(network: nn.Module, images: _images.Data, recipe: Recipe, sett
     """Time a few steps of a copy and return the seconds of an epoch."""
     few = images.train.head(12 * recipe.batch_size)
     trainer = Trainer(copy.deepcopy(network), few, few.x[:64], settings)
-    stage = _training.teacher_stage(recipe, 1, recipe.network(10, 0))
-    stage = dataclasses.replace(stage, warmup=0.0)
+    stage = _training.teacher_stage(dataclasses.replace(recipe, warmup=0.0), 1, recipe.network(10, 0))
     trainer.run([stage])
     start = time.perf_counter()
     trainer = Trainer(copy.deepcopy(network), few, few.x[:64], settings)
@@ -440,6 +446,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data", default=_images.STAND_IN, help=_images.DATA_HELP)
     parser.add_argument("--budget", choices=BUDGETS, default="laptop")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--further", action="store_true", help="train the packed supernet further")
     parser.add_argument("--package", default=PACKAGE, help="folder in which the packed folder is made")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="labels, and networks alone, at once")
     parser.add_argument("--work", default=_study.WORK, help="folder for records and checkpoints")
@@ -447,7 +454,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     started = time.time()
     data, file = _images.named_data(args.data)
-    job = Job(data, file, args.budget, Path(args.work).resolve(), Path(args.package).resolve(), args.jobs)
+    job = Job(data, file, args.budget, Path(args.work).resolve(), Path(args.package).resolve(), args.jobs, args.further)
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.work / ".gitignore").write_text("*\n")
     torch.set_num_threads(_training.threads(1))

@@ -23,11 +23,12 @@ from ._errors import check_name, unknown_name
 from ._numbers import whole_number
 from ._random import derive_seed
 from .attacks import seeded
-from .data import PreparedData, check_image_size, prepare
+from .data import DataSummary, PreparedData, check_image_size, prepare
 from .supernets import Supernet
 from .training import (
     PRECISIONS,
     CheckpointStore,
+    Ledger,
     Precision,
     Stage,
     TensorBoardWriter,
@@ -62,6 +63,7 @@ def fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, checkpoint_
 
 
 def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Path | None) -> None:
+    before = _before(estimator, folder)
     seed = distributed.from_main(_seed(estimator, folder))
     data = prepare(
         X,
@@ -73,7 +75,7 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
         seed=derive_seed(seed, "split"),
         in_chans=(estimator.model_args or {}).get("in_chans"),
     )
-    supernet = _build_supernet(estimator, data, seed)
+    supernet = _build_supernet(estimator, data, seed, before)
     stages = stages_of(estimator, supernet)
     _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
     teacher = _teacher(estimator, data)
@@ -81,11 +83,11 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
     store = None
     if folder is not None:
         defaults = {"parameters": _parameters(type(estimator)())}
-        store = _open_store(folder, _settings(estimator, data, teacher, seed), defaults)
+        store = _open_store(folder, _settings(estimator, data, teacher, seed, before), defaults)
     estimator.calibration_images_ = calibration_images(
         data.train, estimator.n_calibration, estimator.augment, derive_seed(seed, "calibration")
     )
-    _train(estimator, supernet, stages, data, teacher, store)
+    _train(estimator, supernet, stages, data, teacher, store, before)
     _labelling.label_first(estimator, data.val, None if folder is None else folder / "labels.jsonl")
 
 
@@ -160,8 +162,14 @@ def _make_model(estimator: ProARDEstimator, **args: Any) -> Supernet:
         return cast(Supernet, timm.create_model(estimator.model, **{**args, **(estimator.model_args or {})}))
 
 
-def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int) -> Supernet:
+def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int, before: _Before | None) -> Supernet:
     summary = data.summary
+    if before is not None:
+        _check_same(estimator, summary)
+        check_image_size(estimator.supernet_, summary.image_size)
+        supernet: Supernet = copy.deepcopy(estimator.supernet_)
+        supernet.metadata = {}  # it was about the earlier weights
+        return supernet.to(estimator.device_)
     with seeded(derive_seed(seed, "weights")):
         supernet = _make_model(
             estimator,
@@ -171,7 +179,48 @@ def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int) -
             norm_std=summary.std,
         )
     check_image_size(supernet, summary.image_size)
+    supernet.pretrained_cfg = supernet.default_cfg = {
+        **supernet.pretrained_cfg,
+        "input_size": (summary.in_chans, *summary.image_size),
+        "pool_size": supernet.feature_size(summary.image_size),
+    }
     return supernet.to(estimator.device_)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Before:
+    """What a warm start goes on from, beside the supernet itself."""
+
+    weights: str
+    history: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    spent: Ledger
+
+
+def _before(estimator: ProARDEstimator, folder: Path | None) -> _Before | None:
+    """Return what a fit goes on from, if it is to; a fit that was stopped, and has a folder, has not begun anew."""
+    unfinished: _Before | None = estimator.__dict__.pop("_unfinished", None)
+    if not estimator.warm_start or not hasattr(estimator, "supernet_"):
+        return None
+    if unfinished is not None and folder is not None:
+        return unfinished
+    return _Before(_digest(estimator.supernet_), estimator.history_, estimator.events_, estimator.spent_)
+
+
+def _check_same(estimator: ProARDEstimator, summary: DataSummary) -> None:
+    """Raise ValueError if a supernet cannot go on with other parameters or data."""
+    wanted, network = _make_model(estimator), estimator.supernet_
+    if type(wanted) is not type(network) or wanted.space != network.space:
+        raise ValueError(
+            f"warm_start goes on from another supernet than model={estimator.model!r} with "
+            f"model_args={estimator.model_args!r}; allowed: those of the earlier fit, or warm_start=False"
+        )
+    for name, now, earlier in (
+        ("classes", summary.classes.tolist(), estimator.classes_.tolist()),
+        ("channels", summary.in_chans, estimator.in_chans_),
+    ):
+        if now != earlier:
+            raise ValueError(f"warm_start goes on from a supernet of {name} {earlier}; the data has {now}")
 
 
 def _teacher(estimator: ProARDEstimator, data: PreparedData) -> nn.Module | None:
@@ -209,10 +258,14 @@ def _seed(estimator: ProARDEstimator, folder: Path | None) -> int:
     """Return the run's seed; where none is asked for, an earlier run's in the folder."""
     if estimator.random_state is None and folder is not None and (folder / "settings.json").is_file():
         return int(json.loads((folder / "settings.json").read_text())["seed"])
+    if estimator.random_state is None and estimator.warm_start and hasattr(estimator, "seed_"):
+        return int(estimator.seed_)
     return int(check_random_state(estimator.random_state).randint(2**31))
 
 
-def _settings(estimator: ProARDEstimator, data: PreparedData, teacher: nn.Module | None, seed: int) -> dict[str, Any]:
+def _settings(
+    estimator: ProARDEstimator, data: PreparedData, teacher: nn.Module | None, seed: int, before: _Before | None
+) -> dict[str, Any]:
     """Return what must be the same for a run to go on from another's checkpoint."""
     parameters = _parameters(estimator)
     parameters["teacher"] = None if teacher is None else _digest(teacher)
@@ -226,7 +279,8 @@ def _settings(estimator: ProARDEstimator, data: PreparedData, teacher: nn.Module
         "std": list(summary.std),
         "processes": distributed.world_size(),
     }
-    return {"seed": seed, "parameters": parameters, "data": facts}
+    start = {} if before is None else {"start": before.weights}
+    return {"seed": seed, "parameters": parameters, "data": facts, **start}
 
 
 def _parameters(estimator: ProARDEstimator) -> dict[str, Any]:
@@ -274,21 +328,24 @@ def _train(
     data: PreparedData,
     teacher: nn.Module | None,
     store: CheckpointStore | None,
+    before: _Before | None,
 ) -> None:
     validation = None
     if estimator.n_watch:
         watched = data.val.head(estimator.n_watch, seed=derive_seed(estimator.seed_, "watch")).to(estimator.device_)
         validation = Validation(watched, estimator._attack("pgd"))
+    done = () if before is None else (len(before.history),)  # not the same random choices once more
     with _EpochReports(estimator) as on_epoch:
         trainer = Trainer(
             supernet,
             _labelling.on_device(data.train, estimator.device_),
             estimator.calibration_images_,
-            _train_settings(estimator, derive_seed(estimator.seed_, "training")),
+            _train_settings(estimator, derive_seed(estimator.seed_, "training", *done)),
             on_epoch,
             validation=validation,
             teacher=teacher,
             store=store,
+            trained=before is not None,
         )
         labels = _labelling.expected_macs(estimator, supernet, estimator.n_labels, estimator.n_val_)
         wanted = trainer.settings.precision if trainer.restore(stages) else estimator.precision
@@ -296,12 +353,24 @@ def _train(
         estimator.precision_ = distributed.from_main(precision)
         trainer.use(estimator.precision_)
         distributed.wait_for_all()  # nobody writes a checkpoint before all have read theirs
-        estimator.history_ = trainer.run(stages)
+        trainer.run(stages)
     estimator.supernet_, estimator.events_, estimator.spent_ = supernet, trainer.events, trainer.ledger
+    estimator.history_ = trainer.history
+    if before is not None:
+        _go_on(estimator, before)
     if trainer.interrupted is not None:
         where = "" if store is None else f"; fit with checkpoint_dir={str(store.folder)!r} goes on from there"
         logger.warning("training was interrupted; the estimator holds the network as it is%s", where)
+        estimator._unfinished = before
         raise_for(trainer.interrupted)
+
+
+def _go_on(estimator: ProARDEstimator, before: _Before) -> None:
+    """Put what an earlier fit did before what this one did."""
+    done = len(before.history)
+    later = [{**record, "global_epoch": record["global_epoch"] + done} for record in estimator.history_]
+    estimator.history_, estimator.events_ = before.history + later, before.events + estimator.events_
+    estimator.spent_ = before.spent.plus(estimator.spent_)
 
 
 class _EpochReports:

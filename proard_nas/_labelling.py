@@ -136,7 +136,7 @@ def _measured(
     with estimator.spent_.measure("labelling", estimator.device_) as spent:
         new = _label_students(estimator, architectures, val, record)
         macs = expected_macs(estimator, supernet, len(new), len(val))
-        spent.add(macs=macs, images=len(new) * len(val))
+        spent.add(macs=macs, images=len(new) * len(val), steps=len(new))
     return Labels(labels.students + new.students, labels.settings)
 
 

@@ -28,6 +28,7 @@ def search(
     for name in constraints:
         if name not in allowed:
             raise TypeError(str(unknown_name("search argument", name, allowed | {"verify"})))
+    _check_table(estimator, constraints.get("latency"))
     constraints = {"seed": derive_seed(estimator.seed_, "search"), "progress": estimator.progress, **constraints}
     if "warm_start" not in constraints:
         size = constraints.get("population_size", 100)
@@ -41,6 +42,15 @@ def search(
         **constraints,
     ).with_extractor(estimator.extract)
     return _verified(estimator, result, verify) if verify else result
+
+
+def _check_table(estimator: ProARDEstimator, latency: object) -> None:
+    """Raise ValueError if a latency table is of images of another size."""
+    setting = getattr(latency, "setting", None)
+    if setting is not None and tuple(setting.img_size) != tuple(estimator.image_size_):
+        raise ValueError(
+            f"the latency table is of images of {setting.img_size} pixels; the estimator's have {estimator.image_size_}"
+        )
 
 
 def _best_labelled(estimator: ProARDEstimator, limits: dict[str, Any], n: int) -> list[Architecture]:

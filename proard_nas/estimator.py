@@ -116,6 +116,12 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     random_state : int, RandomState or None, default=None
         The same int gives the same result on one machine, on the CPU with
         ``precision='float32'`` bit for bit.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the weights of the last `fit`, of `load` or of `from_pretrained`,
+        over the whole schedule again, on images of the same classes and channels. ``history_``,
+        ``events_`` and ``spent_`` go on, too. With ``random_state=None`` the earlier seed is kept, so
+        that the same data is split as it was; with another, images that were trained on can become
+        validation images.
     progress : bool, default=True
         Progress bars where the output is a terminal.
     log_dir : path, default=None
@@ -194,6 +200,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         device: str = "auto",
         precision: str = "auto",
         random_state: Any = None,
+        warm_start: bool = False,
         progress: bool = True,
         log_dir: str | os.PathLike[str] | None = None,
         checkpoint_seconds: float = 300.0,
@@ -233,6 +240,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         self.device = device
         self.precision = precision
         self.random_state = random_state
+        self.warm_start = warm_start
         self.progress = progress
         self.log_dir = log_dir
         self.checkpoint_seconds = checkpoint_seconds

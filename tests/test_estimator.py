@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from proard_nas import ProARDEstimator
-from proard_nas.deploy import save_student
+from proard_nas.deploy import build_latency_table, save_student
 from proard_nas.supernets import is_calibrated
 from proard_nas.training import Stage, make_schedule
 
@@ -96,6 +96,21 @@ def test_a_found_student_fits_the_budget_and_is_a_calibrated_plain_timm_model(fi
     assert student.pretrained_cfg["architecture"] == "proard_resnet_tiny"
     assert student.pretrained_cfg["input_size"] == (1, 8, 8)
     assert not hasattr(student, "space")
+
+
+def test_the_supernet_is_of_images_of_the_datas_size(digits):
+    x_train, _, y_train, _ = digits
+    few = {**SMALL, "epochs": 4, "attack_steps": 1, "n_labels": 12, "n_watch": 0}
+    est = ProARDEstimator(**few).fit(np.pad(x_train[:200], ((0, 0), (0, 0), (0, 4), (0, 4))), y_train[:200])
+    assert tuple(est.supernet_.pretrained_cfg["input_size"]) == (1, 12, 12)
+    assert est.supernet_.extract(est.supernet_.space.smallest).pretrained_cfg["input_size"] == (1, 12, 12)
+    right = build_latency_table(est.supernet_, runtime="torch", rounds=3, threads=1, n_students=4, n_holdout=0)
+    wrong = build_latency_table(
+        est.supernet_, runtime="torch", rounds=3, threads=1, n_students=4, n_holdout=0, img_size=8
+    )
+    assert est.search(max_latency_ms=1000, latency=right, **SEARCH).best.latency_ms > 0
+    with pytest.raises(ValueError, match=r"images of \(8, 8\) pixels; the estimator's have \(12, 12\)"):
+        est.search(max_latency_ms=1000, latency=wrong, **SEARCH)
 
 
 def test_students_are_robust_and_accurate_on_the_test_split(fitted, digits):

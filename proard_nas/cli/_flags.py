@@ -38,6 +38,7 @@ def add_parameters(
     *,
     skip: Collection[str] = (),
     kinds: Mapping[str, Kind] | None = None,
+    only_given: bool = False,
 ) -> None:
     """Add a flag for each parameter of a function or class, with its default and its docstring's first sentence.
 
@@ -50,6 +51,8 @@ def add_parameters(
         Parameters that get no flag.
     kinds : mapping of str to callable, optional
         What turns a flag's text into the parameter, where the annotation does not say.
+    only_given : bool, default=False
+        Whether flags that are not given leave nothing, not even the default.
     """
     texts = parameter_texts(function)
     for name, parameter in inspect.signature(function).parameters.items():
@@ -57,11 +60,13 @@ def add_parameters(
             continue
         flag, default = "--" + name.replace("_", "-"), parameter.default
         text = f"{texts.get(name, '')} (default: {_shown(default)})".strip().replace("%", "%%")
+        default = argparse.SUPPRESS if only_given else default
         annotation = str(parameter.annotation)
         if "bool" in annotation:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         elif annotation.startswith("Sequence[str]"):
-            parser.add_argument(flag, nargs="+", default=list(default), metavar="NAME", help=text)
+            words = default if only_given else list(default)
+            parser.add_argument(flag, nargs="+", default=words, metavar="NAME", help=text)
         else:
             kind = (kinds or {}).get(name) or _kind(annotation)
             parser.add_argument(flag, type=kind, default=default, metavar=_METAVARS.get(kind, "TEXT"), help=text)
@@ -69,7 +74,8 @@ def add_parameters(
 
 def given(arguments: argparse.Namespace, function: Callable[..., Any], skip: Collection[str] = ()) -> dict[str, Any]:
     """Return the values of the flags that `add_parameters` made, as keyword arguments."""
-    return {name: getattr(arguments, name) for name in inspect.signature(function).parameters if name not in skip}
+    names = inspect.signature(function).parameters
+    return {name: getattr(arguments, name) for name in names if name not in skip and name in arguments}
 
 
 def parameter_texts(function: Callable[..., Any]) -> dict[str, str]:

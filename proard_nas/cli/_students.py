@@ -119,6 +119,8 @@ def open_estimator(arguments: argparse.Namespace) -> ProARDEstimator:
         if arguments.pretrained:
             raise ValueError("--pretrained goes with --model NAME, not with --estimator FOLDER")
         return ProARDEstimator.load(arguments.estimator)
+    if arguments.model is None:
+        raise ValueError("--pretrained goes with --model NAME")
     if not arguments.pretrained:
         raise ValueError(f"--model {arguments.model} is not trained; allowed: with --pretrained, or --estimator FOLDER")
     return ProARDEstimator.from_pretrained(arguments.model)

@@ -1,7 +1,9 @@
 """Train a robust supernet on your images, label students and fit the predictor; under torchrun, in several processes.
 
 Only the training part of the data is read. help(proard_nas.ProARDEstimator) explains the estimator's parameters. With
---checkpoint-dir a run that was stopped goes on where it was when the same command is given again.
+--checkpoint-dir a run that was stopped goes on where it was when the same command is given again. With --estimator, or
+--model and --pretrained, the training goes on from the weights of a fitted estimator, whose parameters hold where no
+flag says otherwise.
 """
 
 from __future__ import annotations
@@ -9,17 +11,24 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._data import add_data, own_validation, training_data
-from ._flags import add_parameters, given, json_value
+from ._flags import Kind, add_parameters, given, json_value
 from ._report import Report
+from ._students import add_pretrained, open_estimator
 
+if TYPE_CHECKING:
+    from proard_nas import ProARDEstimator
+
+FROM_FLAGS = ("warm_start",)  # --estimator and --pretrained say it
 HELP = "train a robust supernet on your images"
 EXAMPLES = """\
   proard-nas fit --data photos.npz --out robust --checkpoint-dir run --model proard_dyn_resnet_small --epochs 40
   proard-nas fit --data photos/ --image-size 64 --out robust --attack n-fgsm --eps 4/255
   proard-nas fit --data torch/cifar10 --root data --download --out robust
   proard-nas fit --config fit.toml --epochs 10          (epochs of the command line win)
+  proard-nas fit --model proard_dyn_resnet_small --pretrained --data torch/cifar10 --epochs 30 --out better
   torchrun --nproc-per-node 4 -m proard_nas fit --data photos.npz --out robust --checkpoint-dir run
 """
 
@@ -31,19 +40,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "what to train on (its training part)", required=True, validation=True)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder for the fitted estimator")
     parser.add_argument("--checkpoint-dir", metavar="FOLDER", help="folder for checkpoints and labels")
+    parser.add_argument("--estimator", metavar="FOLDER", help="a fitted estimator to go on from")
+    add_pretrained(parser)
     group = parser.add_argument_group("parameters of ProARDEstimator")
-    add_parameters(group, ProARDEstimator, kinds={"model_args": json_value, "random_state": int})
+    kinds: dict[str, Kind] = {"model_args": json_value, "random_state": int}
+    add_parameters(group, ProARDEstimator, skip=FROM_FLAGS, kinds=kinds, only_given=True)
+
+
+def _estimator(arguments: argparse.Namespace) -> ProARDEstimator:
+    """Return the estimator that is to be fitted, or to be fitted further."""
+    from proard_nas import ProARDEstimator
+
+    parameters = given(arguments, ProARDEstimator, skip=FROM_FLAGS)
+    if arguments.estimator is None and not arguments.pretrained:
+        return ProARDEstimator(**parameters)
+    if arguments.estimator is not None and "model" in parameters:
+        raise ValueError("--estimator FOLDER goes on with that estimator's supernet; give no --model beside it")
+    if "model" not in parameters:
+        arguments.model = None
+    estimator = open_estimator(arguments)
+    estimator.set_params(**parameters, warm_start=True)
+    return estimator
 
 
 def run(arguments: argparse.Namespace) -> Report | None:
     """Run the command; processes other than the main one have nothing to report."""
-    from proard_nas import ProARDEstimator, distributed
+    from proard_nas import distributed
     from proard_nas._estimator_io import check_target
 
     check_target(arguments.out)
     if arguments.checkpoint_dir and Path(arguments.checkpoint_dir).resolve() == Path(arguments.out).resolve():
         raise ValueError(f"--out and --checkpoint-dir are both {arguments.out}; allowed: two folders")
-    estimator = ProARDEstimator(**given(arguments, ProARDEstimator))
+    estimator = _estimator(arguments)
     x, y = training_data(arguments)
     classes = getattr(x, "classes", None)
     validation = own_validation(arguments, None if classes is None else list(map(str, classes)))

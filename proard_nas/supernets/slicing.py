@@ -115,6 +115,14 @@ def leading(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return tensor
 
 
+def part_of(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the view of what a student's tensor is made from: leading channels, and the centre of a larger kernel."""
+    view = leading(tensor, (*shape[:2], *tensor.shape[2:]))
+    for dim in range(2, tensor.dim()):
+        view = view.narrow(dim, (tensor.shape[dim] - shape[dim]) // 2, shape[dim])
+    return view
+
+
 def dense_slice(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """Return a leading slice without gaps: a view where only the first dimension shrinks, else a copy."""
     if tensor.shape[1:] == shape[1:]:

@@ -149,7 +149,7 @@ class Spent:
     seconds : float
         Of wall clock.
     images, steps : int
-        Training images seen and optimizer steps taken (students measured, for labelling).
+        Training images seen and optimizer steps taken; for labelling, images and students measured.
     energy_joules : float or None
         Of the device. None once any part was spent where the machine does not report it.
     device : str
@@ -317,6 +317,13 @@ class Ledger:
             "macs_per_device": total.macs / n,
             "seconds_per_device": seconds / n,
         }
+
+    def plus(self, other: Ledger) -> Ledger:
+        """Return a ledger of both, entries of one name added up."""
+        both = Ledger.from_dict(self.to_dict())
+        for name, fields in other.to_dict().items():
+            both.entries.setdefault(name, Spent()).add(**fields)
+        return both
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return a JSON-able dict of all entries, an open measurement included up to now."""

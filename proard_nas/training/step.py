@@ -14,7 +14,7 @@ from proard_nas import distributed
 from proard_nas._random import derive_seed
 from proard_nas.attacks import Noise, attack_mode, seeded
 from proard_nas.supernets import Architecture, StudentNet, Supernet
-from proard_nas.supernets.slicing import leading
+from proard_nas.supernets.slicing import leading, part_of
 from proard_nas.supernets.supernet import share_statistics, statistics_of
 
 from .losses import AttackBudget, Batch, Objective, make_loss
@@ -108,7 +108,7 @@ class StepRunner:
             batch = self._batch(job, x, y)
             total = self._pass(job, batch, adversarial)
             if job.awp:
-                with self._perturbed(job.awp):
+                with self._perturbed(job.awp, job.students):
                     total = self._pass(job, batch, adversarial)
         return total
 
@@ -166,19 +166,22 @@ class StepRunner:
         return self._prepared[id(network)]
 
     @contextlib.contextmanager
-    def _perturbed(self, gamma: float) -> Iterator[None]:
+    def _perturbed(self, gamma: float, students: Sequence[Architecture]) -> Iterator[None]:
         """Move each weight by ``gamma`` times its norm along its gradient inside; gradients start anew.
 
         Adversarial weight perturbation, Wu et al. 2020, equations 8 to 11, with one step; biases and batch norms stay
-        where they are.
+        where they are. The norm is that of what the step's students use: a small one is not moved by the size of the
+        largest.
         """
         moved = [p for p in self.network.parameters() if p.grad is not None and p.dim() > 1]
+        used = self._used(students)
         distributed.sum_in_place([cast(Tensor, p.grad) for p in moved])
         before = [p.detach().clone() for p in moved]
         with torch.no_grad():
             for p in moved:
                 gradient = cast(Tensor, p.grad)
-                p.add_(gradient, alpha=gamma * float(p.norm() / gradient.norm().clamp(min=1e-12)))
+                own = torch.where(used[p], p, 0) if p in used else p
+                p.add_(gradient * (gamma * own.norm() / gradient.norm().clamp(min=1e-12)))
         self.network.zero_grad(set_to_none=True)
         try:
             yield
@@ -186,6 +189,20 @@ class StepRunner:
             with torch.no_grad():
                 for p, old in zip(moved, before, strict=True):
                     p.copy_(old)
+
+    def _used(self, students: Sequence[Architecture]) -> dict[Tensor, Tensor]:
+        """Return which elements any of the students takes, of the parameters that some take a part of."""
+        if any(self._is_largest(arch) for arch in students):
+            return {}
+        own, used = dict(self.network.named_parameters()), dict[Tensor, Tensor]()
+        for arch in students:
+            for place, layer in self.network.plan(arch).layers():
+                for name, shape in layer.shapes.items():
+                    p = own.get(f"{place}.{name}")
+                    if p is not None:
+                        mask = used.setdefault(p, torch.zeros_like(p, dtype=torch.bool))
+                        part_of(mask, shape).fill_(True)
+        return used
 
 
 def reduce_gradients(network: nn.Module, loss: Tensor, *flags: bool) -> tuple[float, tuple[bool, ...]]:

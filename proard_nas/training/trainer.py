@@ -76,6 +76,9 @@ class Trainer:
     teacher : nn.Module, default=None
         A teacher of one's own, from images in [0, 1] to logits; None is the largest student.
     store : CheckpointStore, default=None
+    trained : bool, default=False
+        Whether the largest student has been trained before, so that a stage may distil from it without one that trains
+        it.
 
     Attributes
     ----------
@@ -101,7 +104,9 @@ class Trainer:
         validation: monitor.Validation | None = None,
         teacher: nn.Module | None = None,
         store: CheckpointStore | None = None,
+        trained: bool = False,
     ) -> None:
+        self.trained = trained
         self.network, self.source, self.calibration, self.settings = network, source, calibration, settings
         self.on_epoch, self.validation = on_epoch, validation
         self.device = next(network.parameters()).device
@@ -193,7 +198,7 @@ class Trainer:
 
     def _phases(self, stages: Sequence[Stage]) -> list[Phase]:
         phases: list[Phase] = []
-        trained = self.keeper.own_teacher
+        trained = self.trained or self.keeper.own_teacher
         for stage in stages:
             loss = make_loss(stage.loss)
             if loss.needs_teacher and not trained and stage.teacher == "frozen":

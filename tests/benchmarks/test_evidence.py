@@ -161,11 +161,19 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
     folder = tmp_path / "package" / "proard_dyn_resnet_small"
     est = ProARDEstimator.load(folder)
     assert len(est.labels_) == 14 and len(est.calibration_images_) == 16
+    seconds = est.spent_.total.seconds
     assert "no photographs" in (folder / "README.md").read_text()
     student = est.extract(est.supernet_.space.smallest)
     assert student.cost().mmacs == pytest.approx(found["card"][-1]["mmacs"])
 
-    monkeypatch.setattr("proard_nas.training.Trainer.step", None)
-    monkeypatch.setattr("proard_nas.evaluation.population.label_student", None)
-    again = shipped.main(["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *paths])
+    with monkeypatch.context() as patch:
+        patch.setattr("proard_nas.training.Trainer.step", None)
+        patch.setattr("proard_nas.evaluation.population.label_student", None)
+        again = shipped.main(["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *paths])
     assert again["card"] == found["card"] and again["alone"] == found["alone"]
+
+    further = ["--further", "--parts", "train", "pack"]
+    shipped.main(["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *further, *paths])
+    more = ProARDEstimator.load(folder)
+    assert more.history_[: len(est.history_)] == est.history_ and len(more.history_) == 2 * len(est.history_)
+    assert more.spent_.total.seconds > seconds and "teacher 6" in (folder / "README.md").read_text()

@@ -59,3 +59,25 @@ def test_none_or_two_are_wrong_arguments(capsys, flags):
 def test_it_is_never_overwritten(shipped, fails, photos):
     message = fails("label", "--model", NAME, "--pretrained", "--n-labels", "14", "--data", photos)
     assert "--pretrained needs --out FOLDER" in message
+
+
+def test_training_goes_on_from_it_with_its_parameters(shipped, photos, tmp_path, call):
+    flags = ("--data", photos, "--image-size", "9", "--epochs", "5")
+    call("fit", "--model", NAME, "--pretrained", *flags, "--out", tmp_path / "one")
+    call("fit", "--estimator", shipped, *flags, "--out", tmp_path / "other")
+    est, other = (ProARDEstimator.load(tmp_path / name) for name in ("one", "other"))
+    assert len(est.history_) == 4 + 5 and est.lr == 0.1 and est.warm_start
+    assert est.history_[:4] == ProARDEstimator.load(shipped).history_
+    assert [e["loss"] for e in est.history_] == [e["loss"] for e in other.history_]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--pretrained",), "--pretrained goes with --model NAME"),
+        (("--estimator", "here", "--model", NAME), "give no --model beside it"),
+        (("--estimator", "here", "--pretrained"), "--pretrained goes with --model NAME, not with --estimator"),
+    ],
+)
+def test_what_training_cannot_go_on_from_is_refused(shipped, photos, tmp_path, fails, flags, message):
+    assert message in fails("fit", *flags, "--data", photos, "--out", tmp_path / "out")

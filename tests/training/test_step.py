@@ -405,6 +405,15 @@ class Kept:
 # -- perturbed weights ------------------------------------------------------------------------
 
 
+def used_by(net, students):
+    """Return which elements of each tensor any of the students takes: leading slices in its own shapes."""
+    used = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in net.named_parameters()}
+    for arch in students:
+        for name, p in net.extract(arch).named_parameters():
+            used[name][tuple(map(slice, p.shape))] = True
+    return used
+
+
 @pytest.mark.parametrize("which", ["largest", "several"])
 def test_a_perturbed_step_has_the_gradient_at_the_perturbed_weights(which):
     """Adversarial weight perturbation by plain autograd: v = gamma |w| g / |g| for each weight, then the gradient."""
@@ -419,17 +428,40 @@ def test_a_perturbed_step_has_the_gradient_at_the_perturbed_weights(which):
         return sum(F.cross_entropy(by_hand.student(arch)(x), y) for arch in students) / len(students)
 
     mean_loss().backward()
-    first = gradients_of(by_hand)
+    first, used = gradients_of(by_hand), used_by(net, students)
     with torch.no_grad():
         for name, p in by_hand.named_parameters():
             if name in first and p.dim() > 1:
-                p += 0.05 * p.norm() * first[name] / first[name].norm()
+                p += 0.05 * p[used[name]].norm() * first[name] / first[name].norm()
     by_hand.zero_grad()
     perturbed = mean_loss()
     perturbed.backward()
     close(gradients_of(net), gradients_of(by_hand), rtol=1e-3, atol=1e-5)
     assert float(value) == pytest.approx(perturbed.item(), rel=1e-4)
     assert not torch.allclose(net.head.fc.weight.grad, first["head.fc.weight"], rtol=0.01, atol=1e-4)
+
+
+def test_a_small_kernel_is_perturbed_by_the_size_of_its_centre():
+    net = timm.create_model("proard_dyn_mobilenetv3", num_classes=3)
+    used = StepRunner(net, Precision())._used([net.space.smallest])
+    weight = net.stages[1][0].depthwise.conv.weight
+    student = net.extract(net.space.smallest)
+    channels, _, size, _ = student.stages[1][0].depthwise.conv.weight.shape
+    assert size == 3 and weight.shape[-1] == 7
+    expected = torch.zeros_like(weight, dtype=torch.bool)
+    expected[:channels, :, 2:5, 2:5] = True
+    assert torch.equal(used[weight], expected)
+
+
+def test_a_small_student_is_perturbed_as_a_network_of_its_own_would_be():
+    net = supernet()
+    arch, (x, y) = net.space.smallest, images()
+    alone = net.extract(arch)
+    StepRunner(alone, Precision()).gradients(dataclasses.replace(job(net, awp=0.05), students=[arch]), x, y)
+    StepRunner(net, Precision()).gradients(job(net, students=[arch], awp=0.05), x, y)
+    for name, p in alone.named_parameters():
+        taken = dict(net.named_parameters())[name].grad[tuple(map(slice, p.shape))]
+        torch.testing.assert_close(taken, p.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_a_weight_without_a_gradient_is_not_perturbed():
