@@ -52,6 +52,7 @@ PARTS = ("train", "pack", "card", "alone")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PACKAGE = Path(__file__).resolve().parents[1] / "proard_nas" / "pretrained"
 DEVICES = 50
+DRAWN = 1000  # training images whose statistics a step in making calibration images is after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ RECIPES = {
 }
 BUDGETS = {
     "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 32, 3, square_queries=10, limits=(0.2,)),
-    "laptop": Budget(47_500, 2500, 10_000, 500, 22, 3, 4000, 224, 600, 300, 1000, 1000),
+    "laptop": Budget(47_500, 2500, 10_000, 500, 22, 3, 4000, 224, 600, 200, 500, 400, square_queries=1000),
 }
 
 
@@ -257,7 +258,7 @@ def description(job: Job, estimator: ProARDEstimator) -> str:
 def synthetic_images(network: Supernet, real: Tensor, n: int, steps: int) -> Tensor:
     """Make images whose statistics in the layers of random students are those of the real images.
 
-    Starts from blurred noise. Each step draws a student, calibrates it on the real images, and moves the images
+    Starts from blurred noise. Each step draws a student, calibrates it on some real images, and moves the images
     against the gradient of what their batch statistics differ by: squared differences of means in standard deviations,
     and of the logarithms of the deviations, averaged over channels and layers.
     """
@@ -268,8 +269,9 @@ def synthetic_images(network: Supernet, real: Tensor, n: int, steps: int) -> Ten
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rng = np.random.default_rng(0)
     for _ in range(steps):
+        few = real[rng.permutation(len(real))[:DRAWN]]
         with torch.no_grad():
-            student = calibrate(network.student(network.space.sample(rng)), real)
+            student = calibrate(network.student(network.space.sample(rng)), few)
         loss = statistics_differ(student, x)
         optimizer.zero_grad()
         loss.backward()
