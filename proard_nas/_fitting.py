@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 from . import _labelling, distributed, supernets
+from ._describing import described, digest
 from ._errors import check_name, unknown_name
 from ._numbers import whole_number
 from ._random import derive_seed
@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "cuda")
 # Between a run and its resume.
 FREE_TO_CHANGE = ("device", "progress", "log_dir", "checkpoint_seconds", "random_state", "n_jobs")
+
+FROM_DATA = ("num_classes", "norm_mean", "norm_std")
 
 Folder = str | os.PathLike[str] | None
 
@@ -97,10 +99,12 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
 def check_parameters(estimator: ProARDEstimator) -> None:
     """Raise ValueError if a parameter of an estimator is not usable."""
     check_name("model", estimator.model, supernets.SUPERNETS)
+    _check_model_args(estimator.model_args)
     check_name("precision", estimator.precision, PRECISIONS)
-    if estimator.device.partition(":")[0] not in DEVICES:
-        raise unknown_name("device", estimator.device, DEVICES)
-    if estimator.device.startswith("cuda") and not torch.cuda.is_available():
+    kind, _, index = str(estimator.device).partition(":")
+    if kind not in DEVICES or (index and (kind != "cuda" or not index.isdecimal())):
+        raise unknown_name("device", str(estimator.device), (*DEVICES, "cuda:0"))
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={estimator.device!r} was asked for, but torch finds no CUDA device; allowed: 'cpu'")
     _train_settings(estimator, 0)
     estimator._attack("pgd")
@@ -116,9 +120,18 @@ def check_parameters(estimator: ProARDEstimator) -> None:
         TensorBoardWriter(estimator.log_dir)  # so that a missing package is noticed now
 
 
+def _check_model_args(given: Any) -> None:
+    if given is not None and not isinstance(given, dict):
+        raise ValueError(f"model_args must be a dict of the supernet's keyword arguments or None, got {given!r}")
+    for name in FROM_DATA:
+        if name in (given or {}):
+            instead = "; allowed: the estimator's num_classes" if name == "num_classes" else ""
+            raise ValueError(f"model_args has {name!r}, which follows from the data{instead}")
+
+
 def device_of(estimator: ProARDEstimator) -> torch.device:
     """Return the device that an estimator computes on in this process; the CPU where there is no CUDA."""
-    name = "cuda" if estimator.device == "auto" else estimator.device
+    name = "cuda" if estimator.device == "auto" else str(estimator.device)
     return distributed.local_device(torch.device(name if torch.cuda.is_available() else "cpu"))
 
 
@@ -204,7 +217,7 @@ def _before(estimator: ProARDEstimator, folder: Path | None) -> _Before | None:
         return None
     if unfinished is not None and folder is not None:
         return unfinished
-    return _Before(_digest(estimator.supernet_), estimator.history_, estimator.events_, estimator.spent_)
+    return _Before(digest(estimator.supernet_), estimator.history_, estimator.events_, estimator.spent_)
 
 
 def _check_same(estimator: ProARDEstimator, summary: DataSummary) -> None:
@@ -268,7 +281,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Return what must be the same for a run to go on from another's checkpoint."""
     parameters = _parameters(estimator)
-    parameters["teacher"] = None if teacher is None else _digest(teacher)
+    parameters["teacher"] = None if teacher is None else digest(teacher)
     summary = data.summary
     facts = {
         "train": summary.n_train,
@@ -287,27 +300,8 @@ def _parameters(estimator: ProARDEstimator) -> dict[str, Any]:
     """Return the parameters that must stay the same, as JSON; the teacher as it is."""
     parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k not in FREE_TO_CHANGE}
     return parameters | {
-        name: _described(parameters[name]) for name in ("schedule", "loss", "teacher_loss", "model_args")
+        name: described(parameters[name]) for name in ("schedule", "loss", "teacher_loss", "model_args")
     }
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, (str, int, float, type(None))):
-        return value
-    if isinstance(value, dict):
-        return {str(k): _described(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_described(v) for v in value]
-    if isinstance(value, Stage):
-        return {f.name: _described(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return getattr(value, "__qualname__", None) or repr(value)
-
-
-def _digest(network: nn.Module) -> str:
-    digest = hashlib.sha256(type(network).__qualname__.encode())
-    for tensor in network.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _open_store(folder: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> CheckpointStore:

@@ -114,6 +114,15 @@ def _take_place(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def check_writable(path: FilePath) -> None:
+    """Raise FileNotFoundError or IsADirectoryError if a path could not be a file's."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a file in it")
+
+
 @contextlib.contextmanager
 def whole_file(path: FilePath) -> Iterator[Path]:
     """Give a temporary file to write to, beside ``path``, which takes its place once all went well.
@@ -128,10 +137,7 @@ def whole_file(path: FilePath) -> Iterator[Path]:
         If nothing can be written there.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a file in it")
+    check_writable(path)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         temporary.touch(exist_ok=False)

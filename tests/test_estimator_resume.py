@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
 from proard_nas import ProARDEstimator
+from proard_nas._describing import described
 from proard_nas.training import Stage, Trainer
 
 SMALL = {
@@ -105,6 +107,37 @@ def test_a_folder_of_other_settings_or_data_is_refused_by_naming_the_difference(
     before = bits(est)
     est.fit(*digits, checkpoint_dir=tmp_path / "run")  # nothing was lost
     assert all(torch.equal(tensor, before[name]) for name, tensor in bits(est).items())
+
+
+class Loss:
+    """An objective with a setting, and no text of its own."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (Loss(1.0), Loss(1.0), Loss(2.0)),
+        (lambda logits: logits, None, lambda logits: 2 * logits),
+        (functools.partial(max, 1), functools.partial(max, 1), functools.partial(max, 2)),
+        (
+            torch.nn.CrossEntropyLoss(torch.ones(2)),
+            torch.nn.CrossEntropyLoss(torch.ones(2)),
+            torch.nn.CrossEntropyLoss(torch.zeros(2)),
+        ),
+    ],
+)
+def test_losses_of_ones_own_are_told_apart_by_what_they_hold(one, same, other):
+    assert described(one) == described(same or one) != described(other)
+    assert json.loads(json.dumps(described(one))) == described(one) and " at 0x" not in str(described(one))
+
+
+def test_a_device_of_torchs_is_as_good_as_its_name(digits, monkeypatch):
+    monkeypatch.setattr(Trainer, "run", None)
+    with pytest.raises(TypeError, match="NoneType"):  # reaches the training
+        ProARDEstimator(**SMALL, device=torch.device("cpu")).fit(*digits)
 
 
 def test_a_parameter_that_a_folder_is_too_old_to_know_counts_as_its_default(digits, tmp_path, monkeypatch):
@@ -202,6 +235,12 @@ def test_single_step_training_is_watched_each_epoch(digits):
         ("clip_grad", 0, "clip_grad must be positive"),
         ("awp", -1, "awp"),
         ("n_watch", -1, "n_watch must be a whole number of at least 0"),
+        ("epochs", 4.5, "epochs must be a whole number of at least 1, got 4.5"),
+        ("device", "auto:1", "unknown device 'auto:1'"),
+        ("device", "cpu:x", "unknown device 'cpu:x'"),
+        ("model_args", {"num_classes": 5}, "model_args has 'num_classes', .*allowed: the estimator's num_classes"),
+        ("model_args", {"norm_mean": [0.5]}, "model_args has 'norm_mean', which follows from the data"),
+        ("model_args", "depths", "model_args must be a dict"),
     ],
 )
 def test_a_wrong_setting_is_named_before_training(digits, monkeypatch, parameter, value, message):

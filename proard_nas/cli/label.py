@@ -32,10 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Report:
     """Run the command."""
-    estimator = open_estimator(arguments)
+    from proard_nas._estimator_io import check_target
+
     folder = arguments.out or arguments.estimator
     if folder is None:
         raise ValueError("--pretrained needs --out FOLDER: what comes with the library stays as it is")
+    check_target(folder)
+    estimator = open_estimator(arguments)
     x, y = validation_data(arguments, estimator)
     estimator.label(arguments.n_labels, x, y, record=arguments.record, replace=arguments.replace)
     estimator.save(folder)

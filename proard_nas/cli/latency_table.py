@@ -32,8 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Report:
     """Run the command."""
+    from proard_nas._folders import check_writable
     from proard_nas.deploy import build_latency_table
 
+    check_writable(arguments.out)
     supernet, img_size = _supernet(arguments)
     arguments.img_size = arguments.img_size or img_size
     table = build_latency_table(supernet, **given(arguments, build_latency_table, skip=("supernet",)))
@@ -52,6 +54,8 @@ def _supernet(arguments: argparse.Namespace) -> tuple[Any, tuple[int, int] | Non
     if (arguments.model is None) == (arguments.estimator is None):
         raise ValueError("give either --model NAME or --estimator FOLDER")
     if arguments.estimator is not None or arguments.pretrained:
+        if arguments.model_args is not None:
+            raise ValueError("--model-args goes with --model NAME alone: an estimator's supernet has its own")
         estimator = open_estimator(arguments)
         return estimator.supernet_, estimator.image_size_
     import timm

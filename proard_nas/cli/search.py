@@ -45,8 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Report:
     """Run the command."""
     from proard_nas import Architecture
+    from proard_nas._folders import check_writable
     from proard_nas.search import search
+    from proard_nas.supernets.saving import check_target
 
+    if arguments.out is not None:
+        check_writable(arguments.out)
+    if arguments.extract is not None:
+        check_target(arguments.extract)
     estimator = open_estimator(arguments)
     wanted = given(arguments, search, skip=FROM_ESTIMATOR)
     if wanted["warm_start"]:

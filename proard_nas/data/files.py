@@ -107,6 +107,17 @@ def image_transform(size: int | tuple[int, int] | None) -> Any:
     return Compose([resize, to_float])
 
 
+def load_image(path: str) -> Any:
+    """Read an image file as a colour picture of 8 bits; one of 16 bits is scaled, not cut off."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if not image.mode.startswith("I"):
+            return image.convert("RGB")
+        scaled = (np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8)  # PIL makes all above 255 white
+        return Image.fromarray(scaled).convert("RGB")
+
+
 def image_folder(
     path: str | Path, size: int | tuple[int, int] | None, classes: Sequence[str] | None = None
 ) -> Dataset[tuple[Tensor, int]]:
@@ -142,7 +153,7 @@ def image_folder(
         raise FileNotFoundError(
             f"there is no folder {str(path)!r}; allowed: a folder with one sub-folder for each class"
         )
-    dataset = ImageFolder(str(path), transform=image_transform(size))
+    dataset = ImageFolder(str(path), transform=image_transform(size), loader=load_image)
     if classes is not None:
         known = [str(name) for name in classes]
         for name in dataset.classes:

@@ -15,6 +15,7 @@ PACKAGES = {"torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tf
 TORCH = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "inat", "inaturalist", "kmnist", "mnist", "places365",
          "qmnist")  # fmt: skip
 SIZE = 32
+LIKE_PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 
 
 def open_data(
@@ -104,6 +105,12 @@ def _part_of_folder(path: Path, part: Part) -> Path:
         raise ValueError(
             f"the folder {str(path)!r} has a part {other!r} but no part {part!r}; allowed: both, or a folder with one "
             "sub-folder for each class"
+        )
+    found = sorted(child.name for child in path.iterdir() if child.is_dir())
+    if found and {name.lower() for name in found} <= LIKE_PARTS:
+        raise ValueError(
+            f"the folder {str(path)!r} has the sub-folders {found}, which look like parts and not like classes; "
+            "allowed: parts named train and test, or one sub-folder for each class"
         )
     return path
 

@@ -17,7 +17,15 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from proard_nas._errors import check_name
-from proard_nas._folders import CHECKSUMS, Folder, whole_folder, write_bytes, write_checksums, write_json
+from proard_nas._folders import (
+    CHECKSUMS,
+    Folder,
+    check_replaceable,
+    whole_folder,
+    write_bytes,
+    write_checksums,
+    write_json,
+)
 
 from .card import model_card
 
@@ -78,6 +86,11 @@ def write_network(network: StudentNet, folder: Path, metadata: Mapping[str, Any]
     write_json(folder / FACTS, facts)
     write_bytes(folder / CARD, model_card(json.loads((folder / FACTS).read_bytes())).encode())
     write_checksums(folder, CHECKED)
+
+
+def check_target(folder: Folder) -> None:
+    """Raise FileExistsError if a network could not be saved in a folder, since that holds something else."""
+    check_replaceable(Path(folder).resolve(), FACTS, FILES)
 
 
 def rounded(state: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:

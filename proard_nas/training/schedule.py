@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from proard_nas._errors import check_name, unknown_name
+from proard_nas._numbers import whole_number
 from proard_nas.supernets import SearchSpace
 
 from .losses import Objective
@@ -128,6 +129,8 @@ def make_schedule(
         For an unknown name, an empty list, or fewer epochs than stages.
     """
     check_name("anneal", anneal, ANNEALS)
+    if epochs is not None:
+        whole_number("epochs", epochs, 1)
     if not isinstance(schedule, str):
         stages = list(schedule)
         if not stages or not all(isinstance(stage, Stage) for stage in stages):

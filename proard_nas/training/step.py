@@ -145,7 +145,7 @@ class StepRunner:
                         logits = self._fixed(self.network)(x)
                 else:
                     logits = self._fixed(teacher)(x)
-        return Batch(x, y, logits, teacher, self.helper)
+        return Batch(x, y, logits, None if job.live_teacher else teacher, self.helper)
 
     def _student(self, arch: Architecture, shared_statistics: bool) -> nn.Module:
         """Return what runs an architecture: the network itself where it is the largest."""

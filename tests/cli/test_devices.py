@@ -112,3 +112,8 @@ def test_a_measured_latency_table_serves_a_search(fitted, tmp_path, call):
                  "--population-size", "20", "--max-latency-ms", limit)  # fmt: skip
     assert all(0 < row["latency_ms"] <= limit for row in found["front"])
     assert json.loads((tmp_path / "a.json").read_text())
+
+
+def test_arguments_of_a_network_are_refused_beside_an_estimator(fitted, fails, tmp_path):
+    argv = ("--estimator", fitted, "--model-args", '{"num_classes": 3}', "--out", tmp_path / "t.json")
+    assert "--model-args goes with --model NAME alone" in fails("latency-table", *argv)

@@ -216,3 +216,20 @@ def test_evaluate_says_what_is_missing(fitted, front, photos, fails, tmp_path):
 def copied(source, target):
     shutil.copytree(source, target)
     return target.parent
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("search", "--out", "nowhere/front.json"),
+        ("search", "--extract", "{photos}"),
+        ("label", "--n-labels", "14", "--out", "{photos}"),
+        ("latency-table", "--out", "nowhere/table.json"),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(fitted, photos, fails, monkeypatch, argv):
+    monkeypatch.setattr(ProARDEstimator, "load", None)
+    command, *flags = (word.format(photos=photos) for word in argv)
+    assert any(
+        text in fails(command, "--estimator", fitted, *flags) for text in ("there is no folder", "holds something else")
+    )

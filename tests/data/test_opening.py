@@ -181,3 +181,20 @@ def test_options_of_named_data_are_refused_for_files_and_folders(tmp_path, optio
     for path in (tmp_path, tmp_path / "a.npz"):
         with pytest.raises(ValueError, match=f"{name}=.*which is a file or folder; allowed for data by name only"):
             open_data(path, **option)
+
+
+def test_sixteen_bit_pictures_keep_their_greys(tmp_path):
+    """PIL's own conversion would make everything above 255 white."""
+    greys = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(greys).save(tmp_path / "a" / "0.png")
+    x, _ = image_folder(tmp_path, None)[0]
+    np.testing.assert_allclose(x[0].numpy(), greys / 65535, atol=1 / 255)
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "validation")])
+def test_folders_that_look_like_parts_are_no_classes(tmp_path, names):
+    for name in names:
+        (tmp_path / name / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match="look like parts and not like classes; allowed: parts named train and test"):
+        open_data(tmp_path)

@@ -190,7 +190,7 @@ def test_a_live_teacher_is_the_largest_student_now_with_batch_statistics_that_no
         expected = copy(x)
     logits = loss.batches[0].teacher_logits
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
-    assert not logits.requires_grad
+    assert not logits.requires_grad and loss.batches[0].teacher is None  # which is in training mode now
     assert all(torch.equal(value, before[name]) for name, value in statistics_of(net).items())
     assert all(module.training for module in net.modules())
 
