@@ -44,7 +44,12 @@ class TrainingCost:
 
 
 def training_cost(
-    supernet: Supernet, stages: Sequence[Stage], n_images: int, budget: AttackBudget, img_size: tuple[int, int]
+    supernet: Supernet,
+    stages: Sequence[Stage],
+    n_images: int,
+    budget: AttackBudget,
+    img_size: tuple[int, int],
+    awp: bool = False,
 ) -> TrainingCost:
     """Count the multiply-accumulates of a schedule.
 
@@ -61,13 +66,20 @@ def training_cost(
         Of the training's settings; a stage's own attack stands in its place.
     img_size : (int, int)
         Height and width in pixels.
+    awp : bool, default=False
+        Whether each step is taken twice, the second time at perturbed weights, on the same adversarial images.
     """
     return TrainingCost(
-        tuple((stage.name, stage.epochs * n_images * stage_macs(supernet, stage, budget, img_size)) for stage in stages)
+        tuple(
+            (stage.name, stage.epochs * n_images * stage_macs(supernet, stage, budget, img_size, awp))
+            for stage in stages
+        )
     )
 
 
-def stage_macs(supernet: Supernet, stage: Stage, budget: AttackBudget, img_size: tuple[int, int]) -> float:
+def stage_macs(
+    supernet: Supernet, stage: Stage, budget: AttackBudget, img_size: tuple[int, int], awp: bool = False
+) -> float:
     """Return the mean multiply-accumulates that one image costs in one step of a stage."""
 
     def cost(arch: Architecture) -> float:
@@ -81,7 +93,8 @@ def stage_macs(supernet: Supernet, stage: Stage, budget: AttackBudget, img_size:
         students = SAMPLERS[stage.sampler](space, stage.students_per_step, rng, cost)
         losses = [teacher_loss if stage.teacher == "live" and arch == largest else loss for arch in students]
         macs = [cost(arch) for arch in students]
-        steps.append(step_macs(losses, macs, cost(largest), stage.budget(budget), stage.share_attack))
+        own = stage.budget(budget)
+        steps.append(step_macs(losses, macs, cost(largest), own, stage.share_attack, awp=awp))
     return sum(steps) / len(steps)
 
 
@@ -92,6 +105,7 @@ def step_macs(
     budget: AttackBudget,
     share_attack: bool,
     helper_macs: float | None = None,
+    awp: bool = False,
 ) -> float:
     """Return the multiply-accumulates that one image costs in one optimizer step.
 
@@ -112,6 +126,8 @@ def step_macs(
         Whether all students get the images made for the first of them.
     helper_macs : float, default=None
         The same as ``teacher_macs`` for the helper; None is the teacher's.
+    awp : bool, default=False
+        Whether the outer loss is computed once more, at perturbed weights.
 
     Examples
     --------
@@ -128,7 +144,7 @@ def step_macs(
     teacher_on_clean_images = any(passes.teacher for passes, _ in students)
     return (
         sum(_attack_macs(passes, macs, teacher_macs, budget) for passes, macs in attacked)
-        + sum(_outer_macs(passes, macs, teacher_macs, helper_macs) for passes, macs in students)
+        + (1 + awp) * sum(_outer_macs(passes, macs, teacher_macs, helper_macs) for passes, macs in students)
         + FORWARD * teacher_on_clean_images * teacher_macs
     )
 

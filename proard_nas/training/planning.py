@@ -79,10 +79,12 @@ def plan_training(
     before = copied(statistics_of(supernet))  # attacks with running statistics record them
     choice, seconds = fastest(step, wanted)
     load_statistics(supernet, before)
-    cost = training_cost(supernet, stages, len(trainer.source), budget, img_size)
+    all_stages, awp = trainer.planned(stages), trainer.settings.awp > 0
+    cost = training_cost(supernet, all_stages, len(trainer.source), budget, img_size, awp)
     stages_and_labels = (*cost.stages, ("labelling", labelling_macs)) if labelling_macs else cost.stages
     cost = dataclasses.replace(cost, stages=stages_and_labels)
-    cost = dataclasses.replace(cost, seconds=cost.macs * seconds[str(choice)] / (macs * n))
+    at_once = macs * n * distributed.world_size()
+    cost = dataclasses.replace(cost, seconds=cost.macs * seconds[str(choice)] / at_once)
     _state(cost, choice)
     return choice, cost
 

@@ -196,6 +196,10 @@ class Trainer:
         logger.warning("%s holds a checkpoint: going on from %s", self.keeper.store.folder, where)
         return True
 
+    def planned(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Return all stages that are trained for a schedule's, that of HAT's helper included."""
+        return [phase.stage for phase in self._phases(stages)]
+
     def _phases(self, stages: Sequence[Stage]) -> list[Phase]:
         phases: list[Phase] = []
         trained = self.trained or self.keeper.own_teacher
@@ -414,9 +418,7 @@ class Trainer:
         students = [self._cost(arch, size) for arch in job.students]
         largest = self.network.space.largest if isinstance(self.network, Supernet) else self.network.arch
         losses = [self.runner.loss_of(job, arch) for arch in job.students]
-        macs = step_macs(losses, students, self._cost(largest, size), job.budget, job.share_attack)
-        again = sum(3 * loss.passes.student * cost for loss, cost in zip(losses, students, strict=True))
-        return macs + (again if job.awp else 0)
+        return step_macs(losses, students, self._cost(largest, size), job.budget, job.share_attack, awp=job.awp > 0)
 
     def _synced(self) -> contextlib.AbstractContextManager[None]:
         return synced_batch_norm(self.network) if self._is_synced() else contextlib.nullcontext()

@@ -160,3 +160,11 @@ def test_the_count_is_what_torch_counts(name, method):
     macs = [net.cost(arch, SIZE).macs for arch in students]
     # torch leaves out the gradient of the first layer's input where nobody asks for it
     assert counter.flops / 2 / len(x) == pytest.approx(step_macs(loss, macs, macs[0], budget, False), rel=0.005)
+
+
+def test_perturbed_weights_take_the_outer_loss_once_more(net, sizes):
+    assert step_macs(make_loss("trades"), [1.0], 0.0, TEN, False, awp=True) == 1 + 20 + 2 * 6
+    plain, perturbed = (
+        training_cost(net, [Stage("t", 2, "trades")], 100, TEN, SIZE, awp).macs for awp in (False, True)
+    )
+    assert perturbed - plain == 2 * 100 * 6 * sizes[0]

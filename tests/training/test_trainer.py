@@ -190,6 +190,20 @@ def test_planning_changes_neither_weights_nor_statistics_nor_gradients(source):
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_the_stated_cost_is_of_all_that_is_trained_on_all_processes(source, monkeypatch):
+    net, stages = supernet(), [Stage("teacher", 2, "hat")]
+    settings = dataclasses.replace(SETTINGS, awp=0.01)
+    trainer = Trainer(net, source, source.x, settings)
+    monkeypatch.setattr("proard_nas.training.planning.fastest", lambda step, wanted: (wanted[0], {str(wanted[0]): 1.0}))
+    _, alone = plan_training(trainer, stages, "float32")
+    assert [name for name, _ in alone.stages] == ["teacher (helper)", "teacher"]
+    trainer.run(stages)
+    assert alone.macs == pytest.approx(trainer.ledger.total.macs)
+    monkeypatch.setattr("proard_nas.distributed.world_size", lambda: 2)
+    _, together = plan_training(trainer, stages, "float32")
+    assert together.macs == alone.macs and together.seconds == pytest.approx(alone.seconds / 2)
+
+
 def test_the_fastest_precision_is_kept_and_a_hopeless_one_tried_once():
     import time
 
