@@ -64,7 +64,7 @@ def save_estimator(estimator: ProARDEstimator, folder: Folder, dtype: str | None
     FileExistsError
         If the folder holds something else than a saved estimator.
     ValueError
-        If the estimator has an object of one's own that JSON cannot hold, such as a loss.
+        If a stage of its schedule has a loss of one's own.
     OSError
         If the folder cannot be written; then nothing of it is left, and an older one is as it was.
     """
@@ -168,7 +168,8 @@ def _state(estimator: ProARDEstimator) -> dict[str, Any]:
     parameters = estimator.get_params(deep=False)
     for name in ("loss", "teacher_loss"):
         if not isinstance(parameters[name], str):
-            raise ValueError(f"an estimator with {name}={parameters[name]!r} cannot be saved; only named losses can")
+            own = parameters[name]  # it has done its part; a fit after loading says that there is no such name
+            parameters[name] = f"own: {getattr(own, '__qualname__', type(own).__qualname__)}"
     if not isinstance(parameters["schedule"], str):
         parameters["schedule"] = [stage.to_dict() for stage in parameters["schedule"]]
     if not isinstance(parameters["random_state"], (int, np.integer, type(None))):

@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 
 from proard_nas import ProARDEstimator, _folders
 from proard_nas.deploy import load_student
+from proard_nas.training import Stage, make_loss
 
 SEARCH = {"population_size": 20, "n_generations": 3}
 PARTS = (
@@ -135,10 +136,21 @@ def test_figures_that_are_not_finite_do_not_keep_an_estimator_from_being_saved(s
     assert np.isnan(ProARDEstimator.load(tmp_path / "est").events_[0]["loss"])
 
 
-def test_an_estimator_with_a_loss_of_ones_own_says_why_it_cannot_be_saved(saved, tmp_path):
+def test_a_loss_of_ones_own_is_saved_by_its_name_and_asked_for_again_in_a_fit(saved, tmp_path):
     estimator = ProARDEstimator.load(saved)
-    estimator.loss = lambda *_: None
-    with pytest.raises(ValueError, match="only named losses"):
+    estimator.loss = make_loss
+    estimator.save(tmp_path / "est")
+    loaded = ProARDEstimator.load(tmp_path / "est")
+    x = torch.rand(1, *loaded.supernet_.pretrained_cfg["input_size"])
+    assert torch.equal(loaded.extract()(x), estimator.extract()(x))
+    with pytest.raises(ValueError, match="unknown loss 'own: make_loss'"):
+        loaded.fit(x, [0])
+
+
+def test_a_stage_with_a_loss_of_ones_own_says_why_it_cannot_be_saved(saved, tmp_path):
+    estimator = ProARDEstimator.load(saved)
+    estimator.schedule = [Stage("own", 1, lambda *_: None)]
+    with pytest.raises(ValueError, match="only a loss's name can be written"):
         estimator.save(tmp_path / "deep" / "est")
     assert not list(tmp_path.iterdir())
 
