@@ -53,6 +53,8 @@ FREE_TO_CHANGE = ("device", "progress", "log_dir", "checkpoint_seconds", "random
 
 FROM_DATA = ("num_classes", "norm_mean", "norm_std")
 
+CHOICES = "its choices are depths, width_mults, expand_ratios and kernel_sizes"
+
 Folder = str | os.PathLike[str] | None
 
 
@@ -171,8 +173,12 @@ def _train_settings(estimator: ProARDEstimator, seed: int) -> TrainSettings:
 
 def _make_model(estimator: ProARDEstimator, **args: Any) -> Supernet:
     """Build the supernet; without arguments only its shape, to check parameters early."""
-    with torch.device("meta" if not args else "cpu"):
-        return cast(Supernet, timm.create_model(estimator.model, **{**args, **(estimator.model_args or {})}))
+    given = estimator.model_args or {}
+    try:
+        with torch.device("meta" if not args else "cpu"):
+            return cast(Supernet, timm.create_model(estimator.model, **{**args, **given}))
+    except TypeError as error:
+        raise TypeError(f"{estimator.model!r} does not take model_args={given!r}: {error}; {CHOICES}") from error
 
 
 def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int, before: _Before | None) -> Supernet:

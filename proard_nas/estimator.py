@@ -474,13 +474,15 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         X: Any,
         y: Any = None,
         *,
-        student: torch.nn.Module | None = None,
+        student: torch.nn.Module | Architecture | dict[str, Any] | None = None,
         attack: str = "pgd",
         eps: float | None = None,
         steps: int | None = None,
         check_masking: bool = False,
     ) -> Evaluation:
         """Measure a student (by default the largest) on data; see `robust_score` for the parameters.
+
+        ``student`` is a network, or an architecture of the supernet's, of which the student is extracted.
 
         With ``check_masking`` the result's ``masking`` says whether the figure may be too high because
         gradients are masked; see `proard_nas.evaluation.check_gradient_masking`.
@@ -489,6 +491,10 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         check_name("attack", attack, ("natural", *ATTACKS))
         settings = self._attack(attack, eps, steps)
         source = self.encoder_source(X, y)
+        if isinstance(student, (Architecture, dict)):
+            student = self.extract(student)
+        if not isinstance(student, (torch.nn.Module, type(None))):
+            raise TypeError(f"student must be a network or an Architecture, got {student!r}")
         network = self.supernet_ if student is None else student
         return evaluate(network, source, settings, seed=self.seed_, check_masking=check_masking)
 

@@ -122,6 +122,34 @@ def test_students_are_robust_and_accurate_on_the_test_split(fitted, digits):
     assert 0.3 < robust < natural
 
 
+def test_a_student_is_measured_by_its_architecture_too(fitted, digits):
+    _, x_test, _, y_test = digits
+    arch = fitted.supernet_.space.smallest
+    own = fitted.evaluate(x_test, y_test, student=fitted.extract(arch))
+    assert fitted.evaluate(x_test, y_test, student=arch) == own
+    assert fitted.evaluate(x_test, y_test, student=arch.to_dict()) == own
+    with pytest.raises(TypeError, match="a network or an Architecture, got 'smallest'"):
+        fitted.evaluate(x_test, y_test, student="smallest")
+
+
+@pytest.mark.parametrize("verify", [-1, 2.5])
+def test_a_wrong_number_to_verify_is_named(fitted, verify):
+    with pytest.raises(ValueError, match="verify must be a whole number of at least 0"):
+        fitted.search(verify=verify, **SEARCH)
+
+
+def test_what_cannot_be_trained_on_is_named(digits):
+    x, _, y, _ = digits
+    few = {**SMALL, "epochs": 4}
+    with pytest.raises(ValueError, match="label 1 is None"):
+        ProARDEstimator(**few).fit(x, np.array([0, None, *y[2:]], dtype=object))
+    with pytest.raises(TypeError, match="'depth'; its choices are depths, width_mults"):
+        ProARDEstimator(**few, model_args={"depth": 3}).fit(x, y)
+    loader = DataLoader(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), 1)
+    with pytest.raises(ValueError, match="first batch has 1 image; allowed: batches of at least 2"):
+        ProARDEstimator(**few).fit(loader)
+
+
 def test_extracting_does_not_change_the_supernet(fitted):
     before = bits(fitted)
     first, second = fitted.search(max_flops=1, **SEARCH).extract(), fitted.extract()

@@ -53,6 +53,8 @@ def plan_training(
     budget, supernet = trainer.settings.budget, trainer.network
     assert isinstance(supernet, Supernet)
     x, y = next(iter(trainer.source.batches(trainer.settings.batch_size)))
+    if len(x) < 2:
+        raise ValueError(f"the data's first batch has {len(x)} image; allowed: batches of at least 2 (batch norm)")
     img_size = (int(x.shape[2]), int(x.shape[3]))
     arch = supernet.space.sample(0)
     loss = "trades" if make_loss(stages[0].loss).passes.attacked else "natural"
