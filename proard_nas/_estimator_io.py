@@ -78,7 +78,7 @@ def save_estimator(estimator: ProARDEstimator, folder: Folder, dtype: str | None
         facts = {**estimator.supernet_.metadata, "seed": estimator.seed_}
         write_network(estimator.supernet_, temporary / SUPERNET, facts, dtype)
         estimator.labels_.save(temporary / LABELS)
-        write_json(temporary / PREDICTOR, predictor if dtype is None else _six_digits(predictor))
+        write_json(temporary / PREDICTOR, predictor if dtype is None else _six_digits(predictor), indent=None)
         images = safetensors.torch.save({"images": _as_bytes(estimator.calibration_images_)})
         write_bytes(temporary / IMAGES, images)
         write_json(temporary / STATE, state, strict=False)  # a loss that was not finite is part of its history

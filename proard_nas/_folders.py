@@ -158,7 +158,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_json(path: Path, data: Any, *, strict: bool = True) -> None:
+def write_json(path: Path, data: Any, *, strict: bool = True, indent: int | None = 1) -> None:
     """Write JSON; numbers and arrays of NumPy are written as plain ones.
 
     Parameters
@@ -167,6 +167,8 @@ def write_json(path: Path, data: Any, *, strict: bool = True) -> None:
     data : what JSON can hold
     strict : bool, default=True
         Whether to refuse NaN and infinities, which other languages cannot read.
+    indent : int, default=1
+        None writes one line, for many numbers: indented, each has a line of its own.
 
     Raises
     ------
@@ -174,7 +176,7 @@ def write_json(path: Path, data: Any, *, strict: bool = True) -> None:
         If the data hold what has no form in JSON; names the file.
     """
     try:
-        text = json.dumps(data, indent=1, default=plain, allow_nan=not strict)
+        text = json.dumps(data, indent=indent, default=plain, allow_nan=not strict)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name} cannot be written as JSON: {error}") from error
     write_bytes(path, text.encode())
