@@ -77,7 +77,9 @@ class Page:
         self.parts += parts
 
     def bullets(self, texts: Iterable[str]) -> None:
-        self.parts.append("\n".join(f"- {text}" for text in texts))
+        lines = [f"- {text}" for text in texts]
+        if lines:
+            self.parts.append("\n".join(lines))
 
     def table(self, rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> None:
         self.add(tabulate(rows, headers, tablefmt="github", disable_numparse=True))

@@ -71,7 +71,7 @@ def test_students_are_found_calibrated_and_named():
 @shipped
 def test_the_card_states_five_measured_students():
     card = (_shipped.folder(NAME) / "README.md").read_text()
-    lines = [line for line in card.splitlines() if line.startswith(("| largest", "| found", "| smallest"))]
+    lines = [line for line in card.splitlines() if line.startswith(("| largest |", "| found", "| smallest |"))]
     assert len(lines) == 5
     for title in ("natural", "FGSM", "PGD-20", "AutoAttack"):
         assert title in card
