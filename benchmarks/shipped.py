@@ -247,11 +247,12 @@ def description(job: Job, estimator: ProARDEstimator) -> str:
     machine, cores = _record.machine(), _training.threads(1)
     epochs = Counter(row["stage"] for row in estimator.history_)
     hours = training_seconds(estimator) / 3600
+    file = "" if job.file is None else "=FILE.npz"
     return (
         f"Trained on {job.budget.n_train:,} images in {hours:.1f} hours on {cores} CPU core{'s' * (cores > 1)} "
         f"({machine['cpu']}): {', '.join(f'{name} {n}' for name, n in epochs.items())} epochs, inner attack "
-        f"{job.recipe.attack}, eps {job.recipe.eps * 255:.0f}/255. To continue it: "
-        f"`proard-nas fit --model {job.recipe.model} --pretrained --data FILE.npz --checkpoint-dir run --out better`."
+        f"{job.recipe.attack}, eps {job.recipe.eps * 255:.0f}/255. To continue it, from a checkout, "
+        f"with the same images held out: `python benchmarks/shipped.py --further --data {job.data}{file}`."
     )
 
 

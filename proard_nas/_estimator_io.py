@@ -176,6 +176,7 @@ def _state(estimator: ProARDEstimator) -> dict[str, Any]:
         parameters["random_state"] = None
     if not isinstance(parameters["teacher"], (str, type(None))):
         parameters["teacher"] = None  # a module has done its part
+    parameters["device"] = str(parameters["device"])
     if parameters["log_dir"] is not None:
         parameters["log_dir"] = str(parameters["log_dir"])
     classes = estimator.classes_

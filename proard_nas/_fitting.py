@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import logging
 import os
@@ -17,18 +16,18 @@ import torch
 from sklearn.utils import check_random_state
 from torch import nn
 
-from . import _labelling, distributed, supernets
+from . import _labelling, _warm_start, distributed, supernets
 from ._describing import described, digest
 from ._errors import check_name, unknown_name
 from ._numbers import whole_number
 from ._random import derive_seed
+from ._warm_start import Before
 from .attacks import seeded
-from .data import DataSummary, PreparedData, check_image_size, prepare
+from .data import PreparedData, check_image_size, prepare
 from .supernets import Supernet
 from .training import (
     PRECISIONS,
     CheckpointStore,
-    Ledger,
     Precision,
     Stage,
     TensorBoardWriter,
@@ -67,7 +66,7 @@ def fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, checkpoint_
 
 
 def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Path | None) -> None:
-    before = _before(estimator, folder)
+    earlier = _warm_start.before(estimator, folder)
     seed = distributed.from_main(_seed(estimator, folder))
     data = prepare(
         X,
@@ -79,7 +78,7 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
         seed=derive_seed(seed, "split"),
         in_chans=(estimator.model_args or {}).get("in_chans"),
     )
-    supernet = _build_supernet(estimator, data, seed, before)
+    supernet = _build_supernet(estimator, data, seed, earlier is not None)
     stages = stages_of(estimator, supernet)
     _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
     teacher = _teacher(estimator, data)
@@ -87,11 +86,11 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
     store = None
     if folder is not None:
         defaults = {"parameters": _parameters(type(estimator)())}
-        store = _open_store(folder, _settings(estimator, data, teacher, seed, before), defaults)
+        store = _open_store(folder, _settings(estimator, data, teacher, seed, earlier), defaults)
     estimator.calibration_images_ = calibration_images(
         data.train, estimator.n_calibration, estimator.augment, derive_seed(seed, "calibration")
     )
-    _train(estimator, supernet, stages, data, teacher, store, before)
+    _train(estimator, supernet, stages, data, teacher, store, earlier)
     _labelling.label_first(estimator, data.val, None if folder is None else folder / "labels.jsonl")
 
 
@@ -181,22 +180,22 @@ def _make_model(estimator: ProARDEstimator, **args: Any) -> Supernet:
         raise TypeError(f"{estimator.model!r} does not take model_args={given!r}: {error}; {CHOICES}") from error
 
 
-def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int, before: _Before | None) -> Supernet:
+def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int, warm: bool) -> Supernet:
+    """Return the supernet of images like the data's: new, or with a copy of the earlier weights."""
     summary = data.summary
-    if before is not None:
-        _check_same(estimator, summary)
-        check_image_size(estimator.supernet_, summary.image_size)
+    if warm:
+        _warm_start.check_same(estimator, _make_model(estimator), summary)
         supernet: Supernet = copy.deepcopy(estimator.supernet_)
         supernet.metadata = {}  # it was about the earlier weights
-        return supernet.to(estimator.device_)
-    with seeded(derive_seed(seed, "weights")):
-        supernet = _make_model(
-            estimator,
-            num_classes=summary.num_classes,
-            in_chans=summary.in_chans,
-            norm_mean=summary.mean,
-            norm_std=summary.std,
-        )
+    else:
+        with seeded(derive_seed(seed, "weights")):
+            supernet = _make_model(
+                estimator,
+                num_classes=summary.num_classes,
+                in_chans=summary.in_chans,
+                norm_mean=summary.mean,
+                norm_std=summary.std,
+            )
     check_image_size(supernet, summary.image_size)
     supernet.pretrained_cfg = supernet.default_cfg = {
         **supernet.pretrained_cfg,
@@ -204,42 +203,6 @@ def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int, b
         "pool_size": supernet.feature_size(summary.image_size),
     }
     return supernet.to(estimator.device_)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Before:
-    """What a warm start goes on from, beside the supernet itself."""
-
-    weights: str
-    history: list[dict[str, Any]]
-    events: list[dict[str, Any]]
-    spent: Ledger
-
-
-def _before(estimator: ProARDEstimator, folder: Path | None) -> _Before | None:
-    """Return what a fit goes on from, if it is to; a fit that was stopped, and has a folder, has not begun anew."""
-    unfinished: _Before | None = estimator.__dict__.pop("_unfinished", None)
-    if not estimator.warm_start or not hasattr(estimator, "supernet_"):
-        return None
-    if unfinished is not None and folder is not None:
-        return unfinished
-    return _Before(digest(estimator.supernet_), estimator.history_, estimator.events_, estimator.spent_)
-
-
-def _check_same(estimator: ProARDEstimator, summary: DataSummary) -> None:
-    """Raise ValueError if a supernet cannot go on with other parameters or data."""
-    wanted, network = _make_model(estimator), estimator.supernet_
-    if type(wanted) is not type(network) or wanted.space != network.space:
-        raise ValueError(
-            f"warm_start goes on from another supernet than model={estimator.model!r} with "
-            f"model_args={estimator.model_args!r}; allowed: those of the earlier fit, or warm_start=False"
-        )
-    for name, now, earlier in (
-        ("classes", summary.classes.tolist(), estimator.classes_.tolist()),
-        ("channels", summary.in_chans, estimator.in_chans_),
-    ):
-        if now != earlier:
-            raise ValueError(f"warm_start goes on from a supernet of {name} {earlier}; the data has {now}")
 
 
 def _teacher(estimator: ProARDEstimator, data: PreparedData) -> nn.Module | None:
@@ -283,7 +246,7 @@ def _seed(estimator: ProARDEstimator, folder: Path | None) -> int:
 
 
 def _settings(
-    estimator: ProARDEstimator, data: PreparedData, teacher: nn.Module | None, seed: int, before: _Before | None
+    estimator: ProARDEstimator, data: PreparedData, teacher: nn.Module | None, seed: int, earlier: Before | None
 ) -> dict[str, Any]:
     """Return what must be the same for a run to go on from another's checkpoint."""
     parameters = _parameters(estimator)
@@ -298,7 +261,7 @@ def _settings(
         "std": list(summary.std),
         "processes": distributed.world_size(),
     }
-    start = {} if before is None else {"start": before.weights}
+    start = {} if earlier is None else {"start": earlier.weights}
     return {"seed": seed, "parameters": parameters, "data": facts, **start}
 
 
@@ -328,13 +291,13 @@ def _train(
     data: PreparedData,
     teacher: nn.Module | None,
     store: CheckpointStore | None,
-    before: _Before | None,
+    earlier: Before | None,
 ) -> None:
     validation = None
     if estimator.n_watch:
         watched = data.val.head(estimator.n_watch, seed=derive_seed(estimator.seed_, "watch")).to(estimator.device_)
         validation = Validation(watched, estimator._attack("pgd"))
-    done = () if before is None else (len(before.history),)  # not the same random choices once more
+    done = () if earlier is None else (len(earlier.history),)  # not the same random choices once more
     with _EpochReports(estimator) as on_epoch:
         trainer = Trainer(
             supernet,
@@ -345,7 +308,7 @@ def _train(
             validation=validation,
             teacher=teacher,
             store=store,
-            trained=before is not None,
+            trained=earlier is not None,
         )
         labels = _labelling.expected_macs(estimator, supernet, estimator.n_labels, estimator.n_val_)
         wanted = trainer.settings.precision if trainer.restore(stages) else estimator.precision
@@ -356,21 +319,13 @@ def _train(
         trainer.run(stages)
     estimator.supernet_, estimator.events_, estimator.spent_ = supernet, trainer.events, trainer.ledger
     estimator.history_ = trainer.history
-    if before is not None:
-        _go_on(estimator, before)
+    if earlier is not None:
+        _warm_start.put_before(estimator, earlier)
     if trainer.interrupted is not None:
         where = "" if store is None else f"; fit with checkpoint_dir={str(store.folder)!r} goes on from there"
         logger.warning("training was interrupted; the estimator holds the network as it is%s", where)
-        estimator._unfinished = before
+        estimator._unfinished = earlier
         raise_for(trainer.interrupted)
-
-
-def _go_on(estimator: ProARDEstimator, before: _Before) -> None:
-    """Put what an earlier fit did before what this one did."""
-    done = len(before.history)
-    later = [{**record, "global_epoch": record["global_epoch"] + done} for record in estimator.history_]
-    estimator.history_, estimator.events_ = before.history + later, before.events + estimator.events_
-    estimator.spent_ = before.spent.plus(estimator.spent_)
 
 
 class _EpochReports:

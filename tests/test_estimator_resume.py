@@ -113,7 +113,14 @@ class Loss:
     """An objective with a setting, and no text of its own."""
 
     def __init__(self, weight):
-        self.weight = weight
+        self.weight, self.owner = weight, self
+
+    def bound(self, logits):
+        return logits
+
+
+def scaled(by):
+    return lambda logits: by * logits
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,10 @@ class Loss:
             torch.nn.CrossEntropyLoss(torch.ones(2)),
             torch.nn.CrossEntropyLoss(torch.zeros(2)),
         ),
+        (*(torch.nn.CrossEntropyLoss(label_smoothing=s) for s in (0.1, 0.1, 0.2)),),
+        (lambda logits: logits.relu(), None, lambda logits: logits.exp()),
+        (*(scaled(by) for by in (1, 1, 2)),),
+        (*(Loss(weight).bound for weight in (1, 1, 2)),),
     ],
 )
 def test_losses_of_ones_own_are_told_apart_by_what_they_hold(one, same, other):

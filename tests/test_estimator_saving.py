@@ -147,6 +147,11 @@ def test_a_loss_of_ones_own_is_saved_by_its_name_and_asked_for_again_in_a_fit(sa
         loaded.fit(x, [0])
 
 
+def test_a_device_of_torchs_is_saved_by_its_name(saved, tmp_path):
+    ProARDEstimator.load(saved).set_params(device=torch.device("cpu")).save(tmp_path / "est")
+    assert ProARDEstimator.load(tmp_path / "est").device == "cpu"
+
+
 def test_a_stage_with_a_loss_of_ones_own_says_why_it_cannot_be_saved(saved, tmp_path):
     estimator = ProARDEstimator.load(saved)
     estimator.schedule = [Stage("own", 1, lambda *_: None)]

@@ -96,6 +96,12 @@ def test_a_first_fit_starts_as_ever(digits):
     assert same_bits(bits(plain), bits(ProARDEstimator(**SMALL, warm_start=True).fit(*digits)))
 
 
+def test_images_may_be_of_another_size(digits, folder):
+    x, y = digits
+    est = loaded(folder).fit(np.pad(x, ((0, 0), (0, 0), (0, 4), (0, 4))), y)
+    assert est.supernet_.pretrained_cfg["input_size"] == (1, 12, 12)
+
+
 def test_students_may_be_taught_at_once_by_the_network_there_is(digits, folder):
     stage = Stage("more", 1, "rslad", ("depth", "width_mult", "expand_ratio"))
     with pytest.raises(ValueError, match="no stage before it trains one"):

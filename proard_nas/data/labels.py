@@ -108,9 +108,9 @@ def _label_column(y: object, estimator_name: str) -> NDArray[Any]:
     if y is None:
         raise ValueError(f"{estimator_name} requires y to be passed, but the target y is None")
     labels: NDArray[Any] = column_or_1d(y.detach().cpu().numpy() if isinstance(y, Tensor) else y, warn=True)
-    if labels.dtype == object and any(label is None for label in labels.flat):
-        missing = next(i for i, label in enumerate(labels.flat) if label is None)
-        raise ValueError(f"label {missing} is None; allowed: a class for every image")
+    missing = [i for i, label in enumerate(labels) if label is None] if labels.dtype == object else []
+    if missing:
+        raise ValueError(f"label {missing[0]} is None; allowed: a class for every image")
     check_classification_targets(labels)
     return labels
 

@@ -65,8 +65,7 @@ def shrink_kernel(channels: int, weight: Tensor, *matrices: Tensor) -> Tensor:
     weight = weight[:channels]
     for matrix in matrices:
         size = round(matrix.shape[0] ** 0.5)
-        start = (weight.shape[-1] - size) // 2
-        centre = weight[..., start : start + size, start : start + size]
+        centre = part_of(weight, (channels, 1, size, size))
         weight = F.linear(centre.reshape(channels, -1), matrix).reshape(channels, 1, size, size)
     return weight.clone() if not matrices else weight
 

@@ -191,7 +191,7 @@ class StepRunner:
                     p.copy_(old)
 
     def _used(self, students: Sequence[Architecture]) -> dict[Tensor, Tensor]:
-        """Return which elements any of the students takes, of the parameters that some take a part of."""
+        """Return which elements of the weights any of the students takes; nothing where one takes them all."""
         if any(self._is_largest(arch) for arch in students):
             return {}
         own, used = dict(self.network.named_parameters()), dict[Tensor, Tensor]()
@@ -199,9 +199,11 @@ class StepRunner:
             for place, layer in self.network.plan(arch).layers():
                 for name, shape in layer.shapes.items():
                     p = own.get(f"{place}.{name}")
-                    if p is not None:
-                        mask = used.setdefault(p, torch.zeros_like(p, dtype=torch.bool))
-                        part_of(mask, shape).fill_(True)
+                    if p is None or p.dim() == 1:  # another architecture's, or not moved
+                        continue
+                    if p not in used:
+                        used[p] = torch.zeros_like(p, dtype=torch.bool)
+                    part_of(used[p], shape).fill_(True)
         return used
 
 

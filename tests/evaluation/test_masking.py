@@ -154,13 +154,9 @@ def test_warnings_say_what_is_suspicious(network, source):
     ]:
         warnings = find_warnings(dataclasses.replace(honest, **change), 0.02)
         assert len(warnings) == 1 and said in warnings[0]
-    assert (
-        find_warnings(dataclasses.replace(honest, by_eps={0.1: 0.3, 0.2: 0.1, 1.0: 0.0}, cw=0.26, square=0.27), 0.02)
-        == []
-    )
-    (margin,) = find_warnings(
-        dataclasses.replace(honest, by_eps={0.1: 0.3, 0.2: 0.1, 1.0: 0.0}, cw=0.2, square=0.27), 0.02
-    )
+    robust = dataclasses.replace(honest, by_eps={0.1: 0.3, 0.2: 0.1, 1.0: 0.0}, square=0.27)
+    assert find_warnings(dataclasses.replace(robust, cw=0.26), 0.02) == []
+    (margin,) = find_warnings(dataclasses.replace(robust, cw=0.2), 0.02)
     assert "CW" in margin and "20.0%" in margin
     within = dataclasses.replace(honest, square=honest.by_eps[0.1] - 0.019)
     assert find_warnings(within, 0.02) == [] and len(find_warnings(within, 0.01)) == 1
