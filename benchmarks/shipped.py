@@ -4,7 +4,8 @@ Parts, each of which goes on from what it has left in the ``--work`` folder:
 
 - ``train``: the teacher by single-step adversarial training, then the paper's three steps (RSLAD), with a moving
   average of the weights and the best ones by validation images. With ``--further`` all of it again, from the weights
-  that are packed: the work folder of the first training is not needed.
+  that are packed: the work folder of the first training is not needed. The largest student, which the first time lost
+  in the steps what it had as the teacher, is then among the students of every step.
 - ``pack``: weights rounded to float16; images for calibration that are no photographs, but have the statistics that the
   training images have in every student; labels on validation images; the predictor; the folder in the package.
 - ``card``: five students (the ends and three that a search found) on the test images: natural, FGSM, PGD-20 and, on
@@ -99,12 +100,15 @@ class Budget:
 class Recipe(_training.Recipe):
     """How the supernet is trained; the teacher without, the students with distillation."""
 
+    sampler: str = "attentive"
+    students_per_step: int = 2
+
     def stages(self, budget: Budget) -> list[Stage]:
-        """Return the teacher's stage and the paper's three, with two students a step, drawn evenly over cost."""
+        """Return the teacher's stage and the paper's three."""
         network = self.network(10, 0)
         teacher = _training.teacher_stage(self, budget.teacher_epochs, network)
         steps = _training.step_stages(self, 3 * budget.step_epochs, network, _training.PROGRESSIVE)
-        drawn = {"sampler": "attentive", "students_per_step": 2, "drop_rate": 0.0}
+        drawn = {"sampler": self.sampler, "students_per_step": self.students_per_step, "drop_rate": 0.0}
         return [teacher, *(dataclasses.replace(stage, **drawn) for stage in steps)]
 
 
@@ -117,6 +121,10 @@ BUDGETS = {
     "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 32, 3, square_queries=10, limits=(0.2,)),
     "laptop": Budget(47_500, 2500, 10_000, 500, 22, 3, 4000, 224, 600, 200, 500, 400, square_queries=1000),
 }
+# What is different when the packed weights are trained further: a start from half the learning rate, which spoils less
+# of them, and in each step the largest student, the smallest and one between (two thirds of the epochs for as many).
+FURTHER_RECIPE = {"teacher_lr": 0.1, "sampler": "sandwich", "students_per_step": 3}
+FURTHER_BUDGET = {"smoke": {}, "laptop": {"n_watch": 1000, "teacher_epochs": 26, "step_epochs": 2}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +141,11 @@ class Job:
 
     @property
     def budget(self) -> Budget:
-        return BUDGETS[self.name]
+        return dataclasses.replace(BUDGETS[self.name], **(FURTHER_BUDGET[self.name] if self.further else {}))
 
     @property
     def recipe(self) -> Recipe:
-        return RECIPES[self.name]
+        return dataclasses.replace(RECIPES[self.name], **(FURTHER_RECIPE if self.further else {}))
 
     @property
     def folder(self) -> Path:
