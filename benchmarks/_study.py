@@ -2,7 +2,8 @@
 
 A study is one data set, network and budget. Everything it takes long to make (a training, the labels, the students that
 a search found) leaves a file in its folder, and checkpoints before that: any of the scripts goes on from what another
-has left, and several short runs add up to a long one.
+has left, and several short runs add up to a long one. What was measured is in small records (JSON), which may have a
+folder of their own: whole seeds from one machine then count on another, which has not their weights.
 """
 
 from __future__ import annotations
@@ -169,10 +170,21 @@ class Study:
     jobs: int = 1
     precision: Precision = dataclasses.field(default_factory=Precision)
     checkpoint_seconds: float = 60.0
+    kept: Path | None = None
 
     @property
     def folder(self) -> Path:
-        return self.work / f"study-{self.data}-{self.recipe.model}-{self.name}"
+        """Where weights and checkpoints are."""
+        return self.work / self._name
+
+    @property
+    def records(self) -> Path:
+        """Where everything else is."""
+        return (self.kept or self.work) / self._name
+
+    @property
+    def _name(self) -> str:
+        return f"study-{self.data}-{self.recipe.model}-{self.name}"
 
     @property
     def title(self) -> str:
@@ -220,10 +232,17 @@ class Study:
     def trained(self, unit: Unit) -> StudentNet:
         """Return a unit's network: from its file or, where that was left behind, from the parts in half precision."""
         made = self.network(unit.seed) if unit.arch is None else self.alone(unit.arch, unit.seed)
-        whole = self.folder / f"{unit.slug}.safetensors"
-        parts = self.folder / f"{unit.slug}-float16"
+        whole, parts = self._weights(unit)
+        if not (whole.exists() or parts.exists()):
+            raise FileNotFoundError(
+                f"{self.folder} has not the weights of {unit}, which {self._record(unit)} says were trained; remove "
+                "that record, and those of students measured in it, to train it again"
+            )
         made.load_state_dict(safetensors.torch.load_file(whole) if whole.exists() else _training.load_parts(parts))
         return made.to(self.device).eval()
+
+    def _weights(self, unit: Unit) -> tuple[Path, Path]:
+        return self.folder / f"{unit.slug}.safetensors", self.folder / f"{unit.slug}-float16"
 
     def supernet(self, seed: int, method: str = PROGRESSIVE) -> Supernet:
         found = self.trained(Unit(seed, method))
@@ -242,7 +261,7 @@ class Study:
         )
 
     def _record(self, unit: Unit) -> Path:
-        return self.folder / f"{unit.slug}.json"
+        return self.records / f"{unit.slug}.json"
 
     # -- labels, predictor, search --------------------------------------------------------------
 
@@ -258,10 +277,16 @@ class Study:
     def _measured(
         self, seed: int, archs: Sequence[Architecture], method: str, images: ArraySource, name: str
     ) -> Labels:
+        record = self.records / f"seed{seed}-{method}-{name}.jsonl"
+        if not any(path.exists() for path in self._weights(Unit(seed, method))) and record.exists():
+            labels = Labels.load(record)  # whose weights were left behind
+            known = {label.architecture: label for label in labels.students}
+            if known.keys() >= set(archs):
+                return Labels(tuple(known[arch] for arch in dict.fromkeys(archs)), labels.settings)
         return label_students(
             self.supernet(seed, method), archs, images, self.calibration(seed), attack=self.attack, seed=seed,
             n_jobs=self.jobs if self.device == "cpu" and self.jobs > 1 else None,
-            record=self.folder / f"seed{seed}-{method}-{name}.jsonl",
+            record=record,
         )  # fmt: skip
 
     def drawn(self, n: int, seed: int) -> list[Architecture]:
@@ -289,7 +314,7 @@ class Study:
 
     def found(self, seed: int) -> Architecture:
         """Return the best of the three students that the search likes most, by validation images; it is remembered."""
-        path = self.folder / f"seed{seed}-found.json"
+        path = self.records / f"seed{seed}-found.json"
         if not path.exists():
             candidates = [one.architecture for one in self.search(seed).most_accurate(3)]
             labels = self.labelled(seed, candidates)
@@ -376,7 +401,8 @@ def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", help="in place of the budget's")
     made.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings and labels at once, on CPUs")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--work", default=WORK, help="folder for records and checkpoints")
+    made.add_argument("--work", default=WORK, help="folder for records, weights and checkpoints")
+    made.add_argument("--records", help="folder for the records alone, in place of that of --work")
     made.add_argument("--checkpoint-seconds", type=float, default=60.0)
     made.add_argument("--out", help=f"default: benchmarks/results/{out}_DATA_BUDGET.json")
     return made
@@ -394,8 +420,9 @@ def opened(args: argparse.Namespace) -> Study:
     jobs = 1 if args.device != "cpu" else args.jobs
     study = Study(
         data, file, args.budget, budget, recipe, Path(args.work).resolve(), args.device, jobs,
-        checkpoint_seconds=args.checkpoint_seconds,
+        checkpoint_seconds=args.checkpoint_seconds, kept=None if args.records is None else Path(args.records).resolve(),
     )  # fmt: skip
+    _training.ignored_by_git(study.work)
 
     def decide() -> Precision:
         network = study.network(0).to(study.device)
@@ -407,7 +434,9 @@ def opened(args: argparse.Namespace) -> Study:
 
     if study.device == "cpu":
         torch.set_num_threads(_training.threads(study.jobs))
-    return dataclasses.replace(study, precision=_training.opened_folder(study.folder, study.settings(), decide))
+    precision = _training.opened_folder(study.records, study.settings(), decide)
+    _training.opened_folder(study.folder, study.settings(), lambda: precision)
+    return dataclasses.replace(study, precision=precision)
 
 
 def run(out: str, args: argparse.Namespace, measure: Callable[[Study], dict[str, Any]]) -> dict[str, Any]:

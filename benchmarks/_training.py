@@ -244,7 +244,6 @@ def opened_folder(folder: Path, settings: dict[str, Any], decide: Callable[[], P
         If it holds records of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder.parent / ".gitignore").write_text("*\n")
     path, settings = folder / "settings.json", json.loads(json.dumps(settings))
     if not path.exists():
         write(path, {**settings, "precision": dataclasses.asdict(decide())})
@@ -253,6 +252,13 @@ def opened_folder(folder: Path, settings: dict[str, Any], decide: Callable[[], P
     if stored != settings:
         raise ValueError(f"{folder} holds records of other settings: {stored}, not {settings}; give another --work")
     return precision
+
+
+def ignored_by_git(work: Path) -> Path:
+    """Make a folder whose files, weights among them, are not for version control."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / ".gitignore").write_text("*\n")
+    return work
 
 
 def run_side_by_side(

@@ -29,6 +29,7 @@ from typing import Any
 
 import _images
 import _record
+import _training
 import safetensors.torch
 import timm
 import torch
@@ -164,8 +165,8 @@ def trained(experiment: Experiment, data: Data) -> Supernet:
     """Return the trained supernet, from the folder where there is one; a training that was stopped goes on."""
     folder, settings = experiment.folder, experiment.settings()
     described, weights, store = folder / "settings.json", folder / "supernet.safetensors", folder / "training"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder.parent / ".gitignore").write_text("*\n")
+    _training.ignored_by_git(folder.parent)
+    folder.mkdir(exist_ok=True)
     if not described.exists():
         described.write_text(json.dumps(settings))
     stored = json.loads(described.read_text())

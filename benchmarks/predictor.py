@@ -30,6 +30,7 @@ from typing import Any
 import _images
 import _record
 import _robustness
+import _training
 import numpy as np
 import torch
 from tabulate import tabulate
@@ -494,9 +495,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if args.eps is not None:
             recipe = dataclasses.replace(recipe, eps=args.eps, step_size=args.eps / 4)
             strength = f"-eps{args.eps:.4g}"
-        folder = Path(args.work).resolve() / f"predictor-{data}-{args.budget}{strength}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder.parent / ".gitignore").write_text("*\n")
+        folder = _training.ignored_by_git(Path(args.work).resolve()) / f"predictor-{data}-{args.budget}{strength}"
+        folder.mkdir(exist_ok=True)
         results[data] = run(data, file or None, recipe, budget, args.seeds, folder, args.jobs)
         path = _record.save(args.out, {"budget": args.budget, "jobs": args.jobs, "data": results}, None, started)
     print(text(results))

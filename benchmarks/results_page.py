@@ -28,6 +28,7 @@ import search
 import student_overhead
 import training_step
 from matplotlib.figure import Figure
+from shipped import trained_alone
 from tabulate import tabulate
 
 mpl.use("Agg")
@@ -138,7 +139,8 @@ def shipped(page: Page) -> None:
             rmse = {output: score["rmse"] for output, score in pack["predictor"].items()}
             calibration = pack["calibration"]["synthetic"]
             page.add(
-                f"Trained in {pack['training_seconds'] / 3600:.2f} hours ({pack['macs']:.3g} multiply-accumulates), "
+                f"Trained in {pack['training_seconds'] / 3600:.2f} hours on {_cores(pack)} ({pack['macs']:.3g} "
+                "multiply-accumulates), "
                 f"{pack['n_labels']} labels, {pack['bytes'] / 1e6:.2f} MB in all. The predictor's held-out RMSE is "
                 + " and ".join(f"{value:.4f} ({output.replace('_', ' ')})" for output, value in rmse.items())
                 + f". Calibrated on its synthetic images instead of {pack['calibration']['n_real']} real ones, "
@@ -148,9 +150,10 @@ def shipped(page: Page) -> None:
         n_auto = found["budget"]["n_auto"]
         titles = [*(f"{NAMES[m]}, %" for m in METRICS[:-1]), f"AutoAttack, % ({n_auto} images)"]
         rows = [["the supernet's", *shipped_row(row)] for row in found.get("card", [])]
-        for row in found.get("alone", []):
-            part = "alone, the whole time" if row["part"] == 1 else f"alone, a {round(1 / row['part'])}th of it"
-            rows.append([f"{part} ({row['epochs']} epochs)", *shipped_row(row)])
+        rows += [
+            [f"alone, {_share(row['part'])} ({row['epochs']} epochs)", *shipped_row(row)]
+            for row in found.get("alone", [])
+        ]
         page.table(rows, ["trained", "student", *titles])
         largest = next((row for row in found.get("card", []) if row["student"] == "largest"), None)
         if largest is not None:
@@ -167,18 +170,30 @@ def shipped_row(row: dict[str, Any]) -> list[str]:
     return [row["student"], *(percent(row[m]) for m in METRICS)]
 
 
+def _cores(pack: dict[str, Any]) -> str:
+    cores = pack.get("cores", 1)
+    return "one core" if cores == 1 else f"{cores} cores"
+
+
+def _share(part: float) -> str:
+    return "the whole time" if part == 1 else f"a {round(1 / part)}th of it"
+
+
 def shipped_words(found: dict[str, Any]) -> Iterator[str]:
     """Say how the supernet's students stand beside networks trained alone."""
     card = {row["student"]: row for row in found.get("card", [])}
     for row in found.get("alone", []):
         own = card.get(row["student"])
         if own:
-            time = "the whole time" if row["part"] == 1 else f"a {round(1 / row['part'])}th of it"
+            changes = [f"{NAMES[m]} {100 * (own[m] - row[m]):+.1f}" for m in _robustness.METRICS]
             yield (
-                f"{row['student']}: the supernet's student minus the same network alone for {time}: natural "
-                f"{100 * (own['natural'] - row['natural']):+.1f}, PGD-20 {100 * (own['pgd20'] - row['pgd20']):+.1f}, "
-                f"AutoAttack {100 * (own['autoattack'] - row['autoattack']):+.1f} points."
+                f"{row['student']}: the supernet's student minus the same network alone for {_share(row['part'])}: "
+                f"{', '.join(changes)} points."
             )
+    done = {(row["student"], row["part"]) for row in found.get("alone", [])}
+    left = [f"{name} ({_share(part)})" for name, part in trained_alone(card) if (name, part) not in done]
+    if left:
+        yield f"Not trained alone yet: {', '.join(left)}."
 
 
 # -- the paper's tables and figures -------------------------------------------------------------------

@@ -250,6 +250,7 @@ def open_folder(experiment: Experiment) -> Experiment:
             network, experiment.images(0).train, stages, settings, recipe.precision, experiment.data
         )
 
+    _training.ignored_by_git(experiment.folder.parent)
     precision = _training.opened_folder(experiment.folder, experiment.settings(), decide)
     return dataclasses.replace(experiment, precision=precision)
 

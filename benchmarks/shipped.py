@@ -11,7 +11,10 @@ Parts, each of which goes on from what it has left in the ``--work`` folder:
 - ``card``: five students (the ends and three that a search found) on the test images: natural, FGSM, PGD-20 and, on
   fewer images, AutoAttack. Nothing was chosen on these images.
 - ``alone``: the largest and the found students trained alone, for as long as the supernet took, and the found ones for
-  a fiftieth of that too: what fifty devices would leave to each.
+  a fiftieth of that too: what fifty devices would leave to each. Each network that is finished leaves a small record;
+  with ``--n-alone`` a run trains so many and leaves the others to later ones.
+
+Parts that a run leaves out keep their figures in ``--out``, as long as the packed weights are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,7 @@ from proard_nas import Architecture, ProARDEstimator, Supernet
 from proard_nas.attacks import seeded
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings, calibrate, evaluate
-from proard_nas.evaluation.population import append_line
+from proard_nas.evaluation.population import append_line, checksum
 from proard_nas.supernets.saving import rounded
 from proard_nas.training import CheckpointStore, Stage, Trainer
 
@@ -137,6 +140,9 @@ class Job:
     work: Path
     package: Path
     jobs: int
+    out: Path
+    kept: Path | None = None
+    n_alone: int | None = None
     further: bool = False
 
     @property
@@ -150,6 +156,11 @@ class Job:
     @property
     def folder(self) -> Path:
         return self.work / f"shipped-{self.data}-{self.name}{'-further' if self.further else ''}"
+
+    @property
+    def records(self) -> Path:
+        """Where the records of networks trained alone are."""
+        return self.kept or self.folder
 
     @property
     def packed(self) -> Path:
@@ -168,6 +179,19 @@ class Job:
         """Return images and the names of their classes."""
         names = CIFAR10 if self.data == "cifar10" else [str(i) for i in range(10)]
         return source.x.numpy(), np.array(names)[source.y.numpy()]
+
+
+def earlier(job: Job) -> dict[str, Any]:
+    """Return what an earlier run found of the weights that are packed now."""
+    if not (job.out.exists() and job.packed.exists()):
+        return {}
+    results: dict[str, Any] = json.loads(job.out.read_text())["results"]
+    parts = {part: results[part] for part in PARTS if part in results}
+    return parts if results.get("weights") == packed_weights(job) else {}
+
+
+def packed_weights(job: Job) -> str:
+    return checksum(ProARDEstimator.load(job.packed).supernet_)
 
 
 # -- train ----------------------------------------------------------------------------------------
@@ -238,6 +262,8 @@ def pack(job: Job) -> dict[str, Any]:
         "predictor": estimator.predictor_score_,
         "n_labels": len(estimator.labels_),
         "training_seconds": training_seconds(estimator),
+        "cores": _training.threads(1),
+        "trained_last": {"recipe": dataclasses.asdict(job.recipe), "budget": dataclasses.asdict(budget)},
         "macs": estimator.spent_.total.macs,
         "spent": estimator.spent_.to_dict(),
         "bytes": sum(file.stat().st_size for file in job.packed.rglob("*") if file.is_file()),
@@ -384,41 +410,62 @@ def card(job: Job) -> list[dict[str, Any]]:
 def alone(job: Job) -> list[dict[str, Any]]:
     """Train the largest and the found students alone, for the supernet's time and a fiftieth of it, and measure."""
     estimator = ProARDEstimator.load(job.packed)
-    seconds = training_seconds(estimator)
-    archs = {k: v for k, v in chosen(estimator, job.budget.limits).items() if k != "smallest"}
-    tasks = [(name, arch, 1.0) for name, arch in archs.items()]
-    tasks += [(name, arch, 1 / DEVICES) for name, arch in archs.items() if name != "largest"]
-    waiting = [task for task in tasks if not alone_record(job, *task[1:]).exists()]
+    seconds, cores = training_seconds(estimator), earlier(job).get("pack", {}).get("cores", _training.threads(1))
+    archs = chosen(estimator, job.budget.limits)
+    tasks = [Task(name, archs[name], part, part * seconds, cores) for name, part in trained_alone(archs)]
+    job.records.mkdir(parents=True, exist_ok=True)
+    waiting = [task for task in tasks if not alone_record(job, task).exists()]
     _training.run_side_by_side(
-        waiting, lambda task: True, functools.partial(train_alone, job, seconds), job.jobs, "alone"
+        waiting[: job.n_alone], lambda task: True, functools.partial(train_alone, job), job.jobs, "alone"
     )
-    return [{"student": name, **json.loads(alone_record(job, arch, part).read_text())} for name, arch, part in tasks]
+    records = {task: alone_record(job, task) for task in tasks}
+    return [{"student": task.name, **json.loads(path.read_text())} for task, path in records.items() if path.exists()]
 
 
-def alone_record(job: Job, arch: Architecture, part: float) -> Path:
-    return job.folder / f"alone-{_study.short_name(arch)}-{round(1 / part)}.json"
+def trained_alone(students: Iterable[str]) -> list[tuple[str, float]]:
+    """Return which students are trained alone, too, and for which part of the supernet's time."""
+    names = [name for name in students if name != "smallest"]
+    return [(name, part) for part in (1.0, 1 / DEVICES) for name in names if part == 1 or name != "largest"]
 
 
-def train_alone(job: Job, seconds: float, task: tuple[str, Architecture, float]) -> None:
-    """Train one network alone for a part of the supernet's processor time, measure it, and leave a record.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A network to train alone for a part of the time that the supernet took on so many cores."""
 
-    The supernet's training had all cores for its seconds; one of several side by side has its share of them for so
-    many times as long. How many epochs that is follows from a few steps, timed first and written down.
+    name: str
+    arch: Architecture
+    part: float
+    seconds: float
+    cores: int
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.seconds:.0f} s"
+
+
+def alone_record(job: Job, task: Task) -> Path:
+    return job.records / f"alone-{_study.short_name(task.arch)}-{task.seconds:.0f}s.json"
+
+
+def train_alone(job: Job, task: Task) -> None:
+    """Train one network alone for its time, measure it, and leave a record.
+
+    How many epochs it gets follows from a few steps on as many cores as the supernet's training had, timed first and
+    written down. It may then be trained on fewer, in so many times as long, or on more.
     """
-    name, arch, part = task
-    cores, threads = _training.threads(1), _training.threads(job.jobs)
-    torch.set_num_threads(threads)
-    path = alone_record(job, arch, part)
+    path, threads = alone_record(job, task), _training.threads(job.jobs)
+    store, plan = job.folder / path.stem, job.folder / f"{path.stem}.plan"
     recipe, images = job.recipe, job.images()
     estimator = ProARDEstimator.load(job.packed)
-    network = _study.Study(job.data, job.file, "", _study.SMOKE, recipe, job.work).alone(arch, 0)
+    network = _study.Study(job.data, job.file, "", _study.SMOKE, recipe, job.work).alone(task.arch, 0)
     estimator.precision_.prepare(network)
     settings = recipe.settings(0, estimator.precision_, 120.0)
-    plan = path.with_suffix(".plan")
     if not plan.exists():
+        torch.set_num_threads(task.cores)
         each = epoch_seconds(network, images, recipe, settings)
-        _training.write(plan, {"epoch_seconds": each, "epochs": max(1, round(part * seconds * cores / threads / each))})
-    epochs = json.loads(plan.read_text())["epochs"]
+        _training.write(plan, {"epoch_seconds": each, "epochs": max(1, round(task.seconds / each))})
+    torch.set_num_threads(threads)
+    planned = json.loads(plan.read_text())
+    epochs = planned["epochs"]
     teacher = _training.teacher_stage(recipe, epochs, recipe.network(10, 0))
     stage = dataclasses.replace(teacher, name="alone", warmup=min(recipe.warmup, epochs / 10))
     trainer = _training.train(
@@ -427,13 +474,13 @@ def train_alone(job: Job, seconds: float, task: tuple[str, Architecture, float])
         [stage],
         settings,
         n_calibration=job.budget.n_calibration,
-        store=CheckpointStore(path.with_suffix(""), {"arch": arch.to_dict(), "epochs": epochs}),
+        store=CheckpointStore(store, {"arch": task.arch.to_dict(), "epochs": epochs}),
     )
     measured = _robustness.measure_network(network, images.test, job.test, auto=True)
     found = _training.report(trainer, [stage], recipe.batch_size)
-    _training.write(path, {"arch": arch.to_dict(), "part": part, "epochs": epochs, "threads": threads,
-                           "student": name, **measured, **found})  # fmt: skip
-    shutil.rmtree(path.with_suffix(""))
+    _training.write(path, {"arch": task.arch.to_dict(), "part": task.part, **planned, "seconds_given": task.seconds,
+                           "cores": task.cores, "threads": threads, **measured, **found})  # fmt: skip
+    shutil.rmtree(store)
 
 
 def epoch_seconds(network: nn.Module, images: _images.Data, recipe: Recipe, settings: Any) -> float:
@@ -458,6 +505,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--budget", choices=BUDGETS, default="laptop")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--further", action="store_true", help="train the packed supernet further")
+    parser.add_argument("--n-alone", type=int, help="networks that this run trains alone (default: all that are left)")
+    parser.add_argument("--records", help="folder for the records of networks alone (default: in that of --work)")
     parser.add_argument("--package", default=PACKAGE, help="folder in which the packed folder is made")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="labels, and networks alone, at once")
     parser.add_argument("--work", default=_study.WORK, help="folder for records and checkpoints")
@@ -465,9 +514,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     started = time.time()
     data, file = _images.named_data(args.data)
-    job = Job(data, file, args.budget, Path(args.work).resolve(), Path(args.package).resolve(), args.jobs, args.further)
+    work, package, out = (Path(path).resolve() for path in (args.work, args.package, args.out))
+    kept = None if args.records is None else Path(args.records).resolve()
+    job = Job(data, file, args.budget, work, package, args.jobs, out, kept, args.n_alone, args.further)
+    _training.ignored_by_git(job.work)
     job.folder.mkdir(parents=True, exist_ok=True)
-    (job.work / ".gitignore").write_text("*\n")
     torch.set_num_threads(_training.threads(1))
     made = {"train": train, "pack": pack, "card": card, "alone": alone}
     results: dict[str, Any] = {
@@ -480,10 +531,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if part in args.parts:
             found = made[part](job)
             if part != "train":
-                results[part] = found
-                if part in ("card", "alone"):
-                    print(table(found))
-    print("wrote", _record.save(args.out, results, 0, started))
+                results |= earlier(job) | {part: found, "weights": packed_weights(job)}
+                print("wrote", _record.save(out, results, 0, started))
+            if part in ("card", "alone"):
+                print(table(found))
     return results
 
 

@@ -63,7 +63,7 @@ def cost(study: Study, unit: Unit) -> dict[str, float]:
 
 def rows_of(study: Study, seed: int, archs: dict[str, Any]) -> list[dict[str, Any]]:
     """Measure one seed's networks, with a line in the record for each."""
-    record = study.folder / f"seed{seed}-table1.jsonl"
+    record = study.records / f"seed{seed}-table1.jsonl"
     rows = _robustness.read_lines(record)
     known = {(row["method"], row["which"]) for row in rows}
     images, calibration = study.images(seed).test, study.calibration(seed)

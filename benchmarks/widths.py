@@ -63,7 +63,7 @@ def measure(study: Study) -> dict[str, Any]:
 
 def rows_of(study: Study, seed: int, archs: dict[str, Architecture]) -> list[dict[str, Any]]:
     """Measure one seed's students, with a line in the record for each."""
-    record = study.folder / f"seed{seed}-widths.jsonl"
+    record = study.records / f"seed{seed}-widths.jsonl"
     rows = _robustness.read_lines(record)
     known = {(row["method"], row["student"]) for row in rows}
     wanted = [(method, name, arch) for method in METHODS for name, arch in archs.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,25 @@ def test_nothing_is_trained_or_measured_twice(
 
 
 @pytest.mark.slow
+def test_records_of_whole_seeds_need_no_weights(
+    results: tuple[Path, dict[str, Any]], scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    folder, found = results
+    (study,) = (folder / "work").glob("study-*")
+    shutil.copytree(study, tmp_path / "records" / study.name, ignore=shutil.ignore_patterns("*.safetensors"))
+    folders = ["--work", str(tmp_path / "work"), "--records", str(tmp_path / "records")]
+    options = ["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *folders]
+    for name in SCRIPTS:
+        again = scripts[name].main([*options, "--out", str(tmp_path / "again.json")])
+        if name == "devices":  # the search is timed again
+            assert again["measured"]["found"]["parts"]["rslad"] == found[name]["measured"]["found"]["parts"]["rslad"]
+        else:
+            assert json.loads(json.dumps(again)) == json.loads(json.dumps(found[name]))
+    with pytest.raises(FileNotFoundError, match="has not the weights of seed0-paper"):
+        scripts["predicted"].main([*options, "--n-held", "7", "--out", str(tmp_path / "again.json")])
+
+
+@pytest.mark.slow
 def test_the_page_shows_what_the_files_hold(
     results: tuple[Path, dict[str, Any]], scripts: dict[str, ModuleType], tmp_path: Path
 ) -> None:
@@ -154,10 +174,16 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
         "--out",
         str(tmp_path / "o.json"),
     ]
-    found = shipped.main(["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *paths])
+    options = ["--data", "synthetic", "--budget", "smoke", "--jobs", "1"]
+    found = shipped.main([*options, "--n-alone", "1", *paths])
     assert found["pack"]["bytes"] < 4e6
     assert [row["student"] for row in found["card"]][::2] == ["largest", "smallest"]
-    assert [row["part"] for row in found["alone"]] == [1.0] * 2 + [1 / 50]
+    assert [row["student"] for row in found["alone"]] == ["largest"]
+    later = shipped.main([*options, "--parts", "alone", *paths])  # what the first run found stays in the file
+    assert [row["part"] for row in later["alone"]] == [1.0] * 2 + [1 / 50]
+    assert later["alone"][0] == found["alone"][0] and later["pack"] == found["pack"] and later["card"] == found["card"]
+    assert later["alone"][2]["seconds_given"] == pytest.approx(found["pack"]["training_seconds"] / 50)
+    found = later
     folder = tmp_path / "package" / "proard_dyn_resnet_small"
     est = ProARDEstimator.load(folder)
     assert len(est.labels_) == 14 and len(est.calibration_images_) == 16
