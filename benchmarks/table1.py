@@ -27,14 +27,16 @@ WHICH = ("largest", "found")
 
 
 def measure(study: Study) -> dict[str, Any]:
-    """Train what is missing, and measure all."""
-    seeds = study.budget.seeds
-    study.ensure(Unit(seed, method) for seed in seeds for method in SHARED)
-    archs = {seed: {"largest": study.network(seed).space.largest, "found": study.found(seed)} for seed in seeds}
-    study.ensure(Unit(seed, method, archs[seed][which]) for seed in seeds for which in WHICH for method in ALONE)
-    torch.set_num_threads(_training.threads(1))
-    rows = [row for seed in seeds for row in rows_of(study, seed, archs[seed])]
-    network = study.network(0)
+    """Train what is missing, and measure all; a run that ends early leaves whole seeds."""
+    seeds, network = study.budget.seeds, study.network(0)
+    archs, rows = {}, []
+    for seed in seeds:
+        study.ensure(Unit(seed, method) for method in SHARED)
+        archs[seed] = {"largest": network.space.largest, "found": study.found(seed)}
+        study.ensure(Unit(seed, method, archs[seed][which]) for which in WHICH for method in ALONE)
+        torch.set_num_threads(_training.threads(1))
+        rows += rows_of(study, seed, archs[seed])
+        torch.set_num_threads(_training.threads(study.jobs))
     return {
         "architectures": {
             which: [
