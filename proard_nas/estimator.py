@@ -87,8 +87,9 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     sync_batch_norm : bool, default=False
         Under torchrun, batch statistics over all processes.
     keep_best : bool, default=True
-        Each stage ends with its best weights by the mean robust accuracy of a few fixed students
-        on validation images.
+        Each stage ends with its best weights by the mean accuracies of a few fixed students on
+        validation images: of those within one standard error of the highest robust accuracy, the
+        ones with the highest natural accuracy.
     n_watch : int, default=500
         Validation images that training is watched on; 0 does not watch.
     n_labels : int, default=2000

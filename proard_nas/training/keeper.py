@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -87,12 +88,26 @@ class Keeper:
         self.optimizer, self.ema = None, None
         self.kept.pop("momentum", None)
 
-    def keep_best(self, robust: float, **facts: Any) -> None:
-        """Keep the network as it would be used now, if it is at least as robust as the best of the stage."""
+    def keep_best(self, figure: float, natural: float, n_images: int, **facts: Any) -> None:
+        """Keep the network as it would be used now, if it is the best of its stage.
+
+        The one-standard-error rule (Breiman et al. 1984, section 3.4.3): among weights whose figure is within one
+        standard error of the stage's highest, which so few images cannot tell from it, those of the highest natural
+        accuracy are the best, and of equal ones the later.
+
+        Parameters
+        ----------
+        figure, natural : float
+            What weights are chosen by, and natural accuracy, in [0, 1], of the same ``n_images``.
+        """
         best = self.state.best
-        if best is None or robust >= best["robust"]:
-            self.state.best = {"robust": robust, **facts}
+        highest = figure if best is None else max(figure, best["highest"])
+        least = highest - math.sqrt(highest * (1 - highest) / n_images)
+        if best is None or best["figure"] < least or (figure >= least and natural >= best["natural"]):
+            self.state.best = {"figure": figure, "natural": natural, "highest": highest, **facts}
             self.kept["best"] = copied(dict(self.averaged.state_dict()))
+        else:
+            best["highest"] = highest
 
     # -- returning ----------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ class TrainSettings:
     sync_batch_norm : bool, default=False
         Batch statistics over the joined batch of all processes, as one process has them.
     keep_best : bool, default=True
-        Each stage ends with the weights of its best validation, where there is one.
+        Each stage ends with the weights of its best validation, where there is one; see `Keeper.keep_best`.
     checkpoint_seconds : float, default=300
         Longest time between two checkpoints.
 

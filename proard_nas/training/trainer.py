@@ -347,7 +347,8 @@ class Trainer:
             state.watch = dataclasses.asdict(watch)
             if self.settings.keep_best:
                 figure = "robust" if make_loss(stage.loss).passes.attacked else "natural"
-                self.keeper.keep_best(found[figure], natural=found["natural"], epoch=state.epoch)
+                n_images = len(self.validation.source)
+                self.keeper.keep_best(found[figure], found["natural"], n_images, epoch=state.epoch)
         record = {
             "stage": stage.name,
             "epoch": state.epoch,

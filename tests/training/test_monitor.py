@@ -221,28 +221,31 @@ def test_a_network_that_is_no_supernet_is_measured_as_it_is(trained):
 # -- in training ------------------------------------------------------------------------------
 
 
-def run_with(monkeypatch, robust, **settings):
+def run_with(monkeypatch, robust, natural=None, n_images=30, **settings):
     """Train for as many epochs as there are robust accuracies to be measured; return each epoch's weights, too."""
     net, source, seen, weights = supernet(), images(30), [], []
-    figures = iter(robust)
+    figures = iter(zip(robust, natural or [0.9] * len(robust), strict=True))
 
     def figure(network, students, validation, calibration, seed, single):
         seen.append(students)
-        value = next(figures)
+        robust, natural = next(figures)
         weights.append({name: p.detach().clone() for name, p in network.named_parameters()})
-        return {"natural": 0.9, "robust": value, "largest_natural": 0.9, "largest_robust": value, "students": []}
+        return {
+            "natural": natural, "robust": robust, "largest_natural": natural, "largest_robust": robust, "students": []
+        }  # fmt: skip
 
     monkeypatch.setattr(monitor, "measure", figure)
     budget = AttackBudget(0.05, 0.02, 2)
     settings = TrainSettings(15, budget=budget, progress=False, **settings)
-    trainer = Trainer(net, source, source.x, settings, validation=Validation(source, PGD, n_students=3))
+    watched = Validation(images(n_images, seed=1), PGD, n_students=3)
+    trainer = Trainer(net, source, source.x, settings, validation=watched)
     stage = Stage("sat", len(robust), "sat", net.space.dimensions, lr=0.05)
     trainer.run([stage])
     return net, trainer, weights, seen
 
 
 @pytest.mark.parametrize(
-    ("robust", "best"), [([0.1, 0.3, 0.2], 1), ([0.3, 0.2, 0.1], 0), ([0.1, 0.2, 0.3], 2), ([0.1, 0.3, 0.3, 0.2], 2)]
+    ("robust", "best"), [([0.1, 0.5, 0.2], 1), ([0.5, 0.3, 0.1], 0), ([0.1, 0.3, 0.5], 2), ([0.1, 0.5, 0.5, 0.2], 2)]
 )
 def test_a_stage_ends_with_the_weights_of_the_highest_robust_accuracy_the_later_of_equal_ones(
     monkeypatch, robust, best
@@ -250,6 +253,31 @@ def test_a_stage_ends_with_the_weights_of_the_highest_robust_accuracy_the_later_
     net, trainer, weights, _ = run_with(monkeypatch, robust)
     assert all(torch.equal(p, weights[best][name]) for name, p in net.named_parameters())
     assert [record["validation"]["robust"] for record in trainer.history] == robust
+
+
+# Of 100 images, half of them right, the standard error is five.
+@pytest.mark.parametrize(
+    ("robust", "natural", "best"),
+    [
+        ([0.50, 0.46], [0.70, 0.75], 1),  # as robust, as far as 100 images tell, and more accurate
+        ([0.50, 0.44], [0.70, 0.75], 0),  # less robust
+        ([0.46, 0.50], [0.75, 0.70], 0),
+        ([0.44, 0.50], [0.75, 0.70], 1),
+        ([0.50, 0.46, 0.42], [0.70, 0.75, 0.80], 1),  # the error is that of the highest, not of what is kept
+        ([0.46, 0.50, 0.45], [0.75, 0.70, 0.80], 2),
+        ([0.46, 0.50, 0.53], [0.75, 0.70, 0.60], 2),  # a later highest leaves what was kept behind
+    ],
+)
+def test_of_weights_as_robust_those_of_the_highest_natural_accuracy_are_kept(monkeypatch, robust, natural, best):
+    net, _, weights, _ = run_with(monkeypatch, robust, natural, n_images=100)
+    assert all(torch.equal(p, weights[best][name]) for name, p in net.named_parameters())
+
+
+def test_the_fewer_the_images_the_less_they_tell(monkeypatch):
+    figures = ([0.50, 0.44], [0.70, 0.75])
+    for n_images, best in ((50, 1), (100, 0)):
+        net, _, weights, _ = run_with(monkeypatch, *figures, n_images=n_images)
+        assert all(torch.equal(p, weights[best][name]) for name, p in net.named_parameters())
 
 
 def test_without_keeping_the_best_a_stage_ends_with_its_last_weights(monkeypatch):

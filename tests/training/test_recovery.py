@@ -404,7 +404,7 @@ def test_the_best_weights_are_those_of_what_the_stage_trains(source, monkeypatch
     rows = [{"natural": n, "robust": r, "largest_natural": n, "largest_robust": r} for n, r in pairs]
     kept, found = [], iter(rows)
     monkeypatch.setattr(Trainer, "_validate", lambda self, phase: next(found))
-    monkeypatch.setattr("proard_nas.training.keeper.Keeper.keep_best", lambda self, value, **_: kept.append(value))
+    monkeypatch.setattr("proard_nas.training.keeper.Keeper.keep_best", lambda self, value, *_, **__: kept.append(value))
     train(source, loss, epochs=2, validation=Validation(source, AttackSettings("pgd", 0.1, 0.05, 1)))
     assert kept == [row[figure] for row in rows]
 
