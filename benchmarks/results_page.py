@@ -454,7 +454,8 @@ INTRODUCTION = """\
 Every figure on this page was read from a file under `benchmarks/results/` by `python benchmarks/results_page.py`; under
 each section stands the command that makes the file again. No figure was chosen on the test images: weights, students
 and searches were chosen on images split off from the training part. Differences between methods count as shown where
-they are larger than twice their standard error over the seeds."""
+they are larger than twice their standard error over the seeds. Long runs were put together from several: with
+`--records benchmarks/results/records` a script goes on from the seeds and networks that are finished."""
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
