@@ -158,6 +158,10 @@ class Job:
         return self.work / f"shipped-{self.data}-{self.name}{'-further' if self.further else ''}"
 
     @property
+    def cores_file(self) -> Path:
+        return self.folder / "cores.json"
+
+    @property
     def records(self) -> Path:
         """Where the records of networks trained alone are."""
         return self.kept or self.folder
@@ -223,6 +227,7 @@ def train(job: Job) -> ProARDEstimator:
     )
     estimator.fit(*job.named(images.train), job.named(images.validation), job.folder / "training")
     estimator.save(done)
+    _training.write(job.cores_file, _training.threads(1))
     return estimator
 
 
@@ -262,7 +267,7 @@ def pack(job: Job) -> dict[str, Any]:
         "predictor": estimator.predictor_score_,
         "n_labels": len(estimator.labels_),
         "training_seconds": training_seconds(estimator),
-        "cores": _training.threads(1),
+        "cores": json.loads(job.cores_file.read_text()),
         "trained_last": {"recipe": dataclasses.asdict(job.recipe), "budget": dataclasses.asdict(budget)},
         "macs": estimator.spent_.total.macs,
         "spent": estimator.spent_.to_dict(),
@@ -278,7 +283,7 @@ def training_seconds(estimator: ProARDEstimator) -> float:
 
 
 def description(job: Job, estimator: ProARDEstimator) -> str:
-    machine, cores = _record.machine(), _training.threads(1)
+    machine, cores = _record.machine(), json.loads(job.cores_file.read_text())
     epochs = Counter(row["stage"] for row in estimator.history_)
     hours = training_seconds(estimator) / 3600
     file = "" if job.file is None else "=FILE.npz"
