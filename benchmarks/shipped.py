@@ -252,6 +252,7 @@ def pack(job: Job) -> dict[str, Any]:
     estimator.n_jobs = job.jobs
     estimator.label(budget.n_labels, x, y, replace=True, record=job.folder / "labels.jsonl")
     estimator.n_jobs = None
+    network.metadata.pop("students", None)  # of the weights before
     network.metadata |= {
         "data": {"cifar10": "CIFAR-10"}.get(job.data, job.data),
         "license": "apache-2.0",
