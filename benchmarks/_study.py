@@ -402,7 +402,7 @@ def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings and labels at once, on CPUs")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--work", default=WORK, help="folder for records, weights and checkpoints")
-    made.add_argument("--records", help="folder for the records alone, in place of that of --work")
+    made.add_argument("--records", type=Path, help="folder for the records alone, in place of that of --work")
     made.add_argument("--checkpoint-seconds", type=float, default=60.0)
     made.add_argument("--out", help=f"default: benchmarks/results/{out}_DATA_BUDGET.json")
     return made
@@ -420,7 +420,7 @@ def opened(args: argparse.Namespace) -> Study:
     jobs = 1 if args.device != "cpu" else args.jobs
     study = Study(
         data, file, args.budget, budget, recipe, Path(args.work).resolve(), args.device, jobs,
-        checkpoint_seconds=args.checkpoint_seconds, kept=None if args.records is None else Path(args.records).resolve(),
+        checkpoint_seconds=args.checkpoint_seconds, kept=args.records,
     )  # fmt: skip
     _training.ignored_by_git(study.work)
 

@@ -139,8 +139,8 @@ def shipped(page: Page) -> None:
             rmse = {output: score["rmse"] for output, score in pack["predictor"].items()}
             calibration = pack["calibration"]["synthetic"]
             page.add(
-                f"Trained in {pack['training_seconds'] / 3600:.2f} hours on {_cores(pack)} ({pack['macs']:.3g} "
-                "multiply-accumulates), "
+                f"Trained in {pack['training_seconds'] / 3600:.2f} hours on {pack['cores']} "
+                f"core{'s' * (pack['cores'] > 1)} ({pack['macs']:.3g} multiply-accumulates), "
                 f"{pack['n_labels']} labels, {pack['bytes'] / 1e6:.2f} MB in all. The predictor's held-out RMSE is "
                 + " and ".join(f"{value:.4f} ({output.replace('_', ' ')})" for output, value in rmse.items())
                 + f". Calibrated on its synthetic images instead of {pack['calibration']['n_real']} real ones, "
@@ -168,11 +168,6 @@ def shipped(page: Page) -> None:
 
 def shipped_row(row: dict[str, Any]) -> list[str]:
     return [row["student"], *(percent(row[m]) for m in METRICS)]
-
-
-def _cores(pack: dict[str, Any]) -> str:
-    cores = pack.get("cores", 1)
-    return "one core" if cores == 1 else f"{cores} cores"
 
 
 def _share(part: float) -> str:

@@ -158,8 +158,9 @@ class Job:
         return self.work / f"shipped-{self.data}-{self.name}{'-further' if self.further else ''}"
 
     @property
-    def cores_file(self) -> Path:
-        return self.folder / "cores.json"
+    def cores(self) -> int:
+        """Cores that the training had, which has left them there."""
+        return int((self.folder / "cores.json").read_text())
 
     @property
     def records(self) -> Path:
@@ -195,6 +196,7 @@ def earlier(job: Job) -> dict[str, Any]:
 
 
 def packed_weights(job: Job) -> str:
+    """Return a checksum of the weights that are packed now: figures of others are not theirs."""
     return checksum(ProARDEstimator.load(job.packed).supernet_)
 
 
@@ -227,7 +229,7 @@ def train(job: Job) -> ProARDEstimator:
     )
     estimator.fit(*job.named(images.train), job.named(images.validation), job.folder / "training")
     estimator.save(done)
-    _training.write(job.cores_file, _training.threads(1))
+    _training.write(job.folder / "cores.json", _training.threads(1))
     return estimator
 
 
@@ -268,7 +270,7 @@ def pack(job: Job) -> dict[str, Any]:
         "predictor": estimator.predictor_score_,
         "n_labels": len(estimator.labels_),
         "training_seconds": training_seconds(estimator),
-        "cores": json.loads(job.cores_file.read_text()),
+        "cores": job.cores,
         "trained_last": {"recipe": dataclasses.asdict(job.recipe), "budget": dataclasses.asdict(budget)},
         "macs": estimator.spent_.total.macs,
         "spent": estimator.spent_.to_dict(),
@@ -284,12 +286,12 @@ def training_seconds(estimator: ProARDEstimator) -> float:
 
 
 def description(job: Job, estimator: ProARDEstimator) -> str:
-    machine, cores = _record.machine(), json.loads(job.cores_file.read_text())
+    machine = _record.machine()
     epochs = Counter(row["stage"] for row in estimator.history_)
     hours = training_seconds(estimator) / 3600
     file = "" if job.file is None else "=FILE.npz"
     return (
-        f"Trained on {job.budget.n_train:,} images in {hours:.1f} hours on {cores} CPU core{'s' * (cores > 1)} "
+        f"Trained on {job.budget.n_train:,} images in {hours:.1f} hours on {job.cores} CPU core{'s' * (job.cores > 1)} "
         f"({machine['cpu']}): {', '.join(f'{name} {n}' for name, n in epochs.items())} epochs, inner attack "
         f"{job.recipe.attack}, eps {job.recipe.eps * 255:.0f}/255. To continue it, from a checkout, "
         f"with the same images held out: `python benchmarks/shipped.py --further --data {job.data}{file}`."
@@ -390,7 +392,8 @@ def card(job: Job) -> list[dict[str, Any]]:
     """Measure five students of the packed supernet on the test images, and write them on its cards."""
     estimator = ProARDEstimator.load(job.packed)
     torch.set_num_threads(_training.threads(1))
-    record, rows = job.folder / "card.jsonl", []
+    weights = checksum(estimator.supernet_)
+    record, rows = job.folder / f"card-{weights}.jsonl", []
     known = {row["student"]: row for row in _robustness.read_lines(record)}
     for name, arch in chosen(estimator, job.budget.limits).items():
         student = estimator.extract(arch)
@@ -512,7 +515,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--further", action="store_true", help="train the packed supernet further")
     parser.add_argument("--n-alone", type=int, help="networks that this run trains alone (default: all that are left)")
-    parser.add_argument("--records", help="folder for the records of networks alone (default: in that of --work)")
+    parser.add_argument("--records", type=Path, help="folder for the records of networks alone (default: --work's)")
     parser.add_argument("--package", default=PACKAGE, help="folder in which the packed folder is made")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="labels, and networks alone, at once")
     parser.add_argument("--work", default=_study.WORK, help="folder for records and checkpoints")
@@ -521,8 +524,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     started = time.time()
     data, file = _images.named_data(args.data)
     work, package, out = (Path(path).resolve() for path in (args.work, args.package, args.out))
-    kept = None if args.records is None else Path(args.records).resolve()
-    job = Job(data, file, args.budget, work, package, args.jobs, out, kept, args.n_alone, args.further)
+    job = Job(data, file, args.budget, work, package, args.jobs, out, args.records, args.n_alone, args.further)
     _training.ignored_by_git(job.work)
     job.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(_training.threads(1))

@@ -30,13 +30,12 @@ def measure(study: Study) -> dict[str, Any]:
     """Train what is missing, and measure all; a run that ends early leaves whole seeds."""
     seeds, network = study.budget.seeds, study.network(0)
     archs, rows = {}, []
+    torch.set_num_threads(_training.threads(1))  # of what is measured here; trainings side by side set their own
     for seed in seeds:
         study.ensure(Unit(seed, method) for method in SHARED)
         archs[seed] = {"largest": network.space.largest, "found": study.found(seed)}
         study.ensure(Unit(seed, method, archs[seed][which]) for which in WHICH for method in ALONE)
-        torch.set_num_threads(_training.threads(1))
         rows += rows_of(study, seed, archs[seed])
-        torch.set_num_threads(_training.threads(study.jobs))
     return {
         "architectures": {
             which: [
