@@ -211,7 +211,7 @@ def table1(page: Page) -> None:
             f"images, AutoAttack on the first {b['n_auto']} ({study['autoattack']}; not the reference code). Largest: "
             f"{sizes['largest'].split(', ')[0]}; found under a fifth of it: {sizes['found']}."
         )
-        page.bullets(f"{row['which']}, {row['verdict']}." for row in found["comparisons"] if row["metric"] != "fgsm")
+        differences(page, [((row["which"], row["against"]), row["metric"], row) for row in found["comparisons"]])
         if study["data"] in PAPER_TABLE:
             page.add("The paper's figures, of networks 20 to 50 times as large and some 700 epochs on all images:")
             page.table(
@@ -221,6 +221,56 @@ def table1(page: Page) -> None:
         page.figure(
             f"table1_{study['data']}", "Accuracy against MMACs for each method", lambda ax, f=found: draw_methods(ax, f)
         )
+
+
+Difference = tuple[tuple[str, str], str, dict[str, Any]]  # student and trained how; metric; from `compare`
+
+
+def differences(page: Page, rows: Sequence[Difference]) -> None:
+    """Show what a progressive supernet's students have over others, and say in words what that shows."""
+    metrics = list(dict.fromkeys(metric for _, metric, _ in rows))
+    by_pair: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for pair, metric, found in rows:
+        by_pair.setdefault(pair, {})[metric] = found
+    n_seeds = len(rows[0][2]["seeds"])
+    page.add(
+        f"{_study.TITLES[_study.PROGRESSIVE]} minus the others, in points"
+        + (" ± standard error over the seeds, in bold where shown:" if n_seeds > 1 else ", in one seed:")
+    )
+    page.table(
+        [[student, _study.TITLES[other], *(points(found[m]) for m in metrics)]
+         for (student, other), found in by_pair.items()],
+        ["student", "minus", *(NAMES[m] for m in metrics)],
+    )  # fmt: skip
+    if n_seeds == 1:
+        page.add("One seed: which of these differences another seed would show again, nobody can say.")
+        return
+    students = dict.fromkeys(student for student, _ in by_pair)
+    page.bullets(
+        f"{student}, {NAMES[metric]}: {shown({o: found[metric] for (s, o), found in by_pair.items() if s == student})}."
+        for student in students
+        for metric in metrics
+    )
+
+
+def points(found: dict[str, Any]) -> str:
+    """Return a difference in points with its standard error, in bold where it is shown."""
+    text = f"{100 * found['mean']:+.2f}"
+    if found["standard_error"] is None:
+        return text
+    text += f" ± {100 * found['standard_error']:.2f}"
+    return f"**{text}**" if found["shown"] else text
+
+
+def shown(against: dict[str, dict[str, Any]]) -> str:
+    """Say in words what progressive training is shown to win over and to lose to."""
+    groups: dict[str, list[str]] = {}
+    for other, found in against.items():
+        word = (
+            "no difference shown from" if not found["shown"] else "better than" if found["mean"] > 0 else "worse than"
+        )
+        groups.setdefault(word, []).append(_study.TITLES[other])
+    return "; ".join(f"{word} {' and '.join(others)}" for word, others in groups.items())
 
 
 def draw_methods(ax: Any, found: dict[str, Any]) -> None:
@@ -290,7 +340,11 @@ def widths(page: Page) -> None:
         line = found["largest_with_trades"]
         rows.append(["largest", "", _study.TITLES["teacher"], *(_robustness.with_std(line[x]) for x in metrics)])
         page.table(rows, ["student", "MMACs", "trained", *(f"{NAMES[m]}, %" for m in metrics)])
-        page.bullets(f"{row['student']}: {text}." for row in found["students"] for text in row["verdicts"])
+        differences(
+            page,
+            [((row["student"], "random"), m, _robustness.compare(row["paper"][m]["seeds"], row["random"][m]["seeds"]))
+             for row in found["students"] for m in metrics],
+        )  # fmt: skip
 
 
 def devices(page: Page) -> None:
@@ -305,13 +359,18 @@ def devices(page: Page) -> None:
             for title, one in costs
         ]  # fmt: skip
         page.table(rows, ["", "supernet", "one RSLAD", "break-even devices", "devices for 60x", "ratio at 50 devices"])
-        page.bullets(
-            f"{title}: one supernet costs as much as {one['break_even_devices']} networks; a factor of 60 "
-            f"needs {one['devices_for_60']} devices, 50 devices give {one['ratio']['50']:.1f}."
-            for title, one in costs
-            if one["devices_for_60"] is not None
+        page.add(
+            "Break-even is the number of devices from which on one supernet and a search for each cost less than a "
+            "training for each. The paper's factor of 60 is one of many devices: "
+            + "; ".join(f"{title}: {sixty(one)}" for title, one in costs)
+            + "."
         )
         page.figure(f"devices_{study['data']}", "Cost against devices", lambda ax, c=costs: draw_devices(ax, c))
+
+
+def sixty(cost: dict[str, Any]) -> str:
+    n = cost["devices_for_60"]
+    return "never" if n is None else f"from {n:,} on"
 
 
 def draw_devices(ax: Any, costs: list[tuple[str, dict[str, Any]]]) -> None:

@@ -11,8 +11,9 @@ Parts, each of which goes on from what it has left in the ``--work`` folder:
 - ``card``: five students (the ends and three that a search found) on the test images: natural, FGSM, PGD-20 and, on
   fewer images, AutoAttack. Nothing was chosen on these images.
 - ``alone``: the largest and the found students trained alone, for as long as the supernet took, and the found ones for
-  a fiftieth of that too: what fifty devices would leave to each. Each network that is finished leaves a small record;
-  with ``--n-alone`` a run trains so many and leaves the others to later ones.
+  a fiftieth of that too: what fifty devices would leave to each. That time is counted in epochs of the largest student,
+  so that a faster or slower machine than the supernet's does not change what a network is given. Each network that is
+  finished leaves a small record; with ``--n-alone`` a run trains so many and leaves the others to later ones.
 
 Parts that a run leaves out keep their figures in ``--out``, as long as the packed weights are the same.
 """
@@ -24,9 +25,9 @@ import copy
 import dataclasses
 import functools
 import json
-import math
 import os
 import shutil
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -49,8 +50,9 @@ from proard_nas.attacks import seeded
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings, calibrate, evaluate
 from proard_nas.evaluation.population import append_line, checksum
+from proard_nas.supernets import StudentNet
 from proard_nas.supernets.saving import rounded
-from proard_nas.training import CheckpointStore, Stage, Trainer
+from proard_nas.training import CheckpointStore, Precision, Stage, Trainer, TrainSettings
 
 PARTS = ("train", "pack", "card", "alone")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -419,9 +421,9 @@ def card(job: Job) -> list[dict[str, Any]]:
 def alone(job: Job) -> list[dict[str, Any]]:
     """Train the largest and the found students alone, for the supernet's time and a fiftieth of it, and measure."""
     estimator = ProARDEstimator.load(job.packed)
-    seconds, cores = training_seconds(estimator), earlier(job).get("pack", {}).get("cores", _training.threads(1))
+    epochs, cores = largest_epochs(estimator.history_), earlier(job).get("pack", {}).get("cores", _training.threads(1))
     archs = chosen(estimator, job.budget.limits)
-    tasks = [Task(name, archs[name], part, part * seconds, cores) for name, part in trained_alone(archs)]
+    tasks = [Task(name, archs[name], part, part * epochs, cores) for name, part in trained_alone(archs)]
     job.records.mkdir(parents=True, exist_ok=True)
     waiting = [task for task in tasks if not alone_record(job, task).exists()]
     _training.run_side_by_side(
@@ -437,71 +439,119 @@ def trained_alone(students: Iterable[str]) -> list[tuple[str, float]]:
     return [(name, part) for part in (1.0, 1 / DEVICES) for name in names if part == 1 or name != "largest"]
 
 
+def largest_epochs(history: Sequence[dict[str, Any]]) -> float:
+    """Return how long a supernet was trained, in epochs of its teacher, which is the largest student alone.
+
+    Each training in the history, the first and those that went on from it, counts in the median seconds of its own
+    teacher's epochs: they may have been on different machines. Validation is left out, here and there.
+    """
+    trainings: list[list[dict[str, Any]]] = []
+    for row in history:
+        if row["stage"] == "teacher" and row["epoch"] == 0:
+            trainings.append([])
+        trainings[-1].append(row)
+    return sum(
+        sum(row["seconds"] for row in rows) / statistics.median(r["seconds"] for r in rows if r["stage"] == "teacher")
+        for rows in trainings
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A network to train alone for a part of the time that the supernet took on so many cores."""
+    """A network to train alone for the time of so many epochs of the largest student, on so many cores."""
 
     name: str
     arch: Architecture
     part: float
-    seconds: float
+    largest_epochs: float
     cores: int
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.seconds:.0f} s"
+        return f"{self.name}, the time of {self.largest_epochs:.2f} epochs of the largest"
 
 
 def alone_record(job: Job, task: Task) -> Path:
-    return job.records / f"alone-{_study.short_name(task.arch)}-{task.seconds:.0f}s.json"
+    return job.records / f"alone-{_study.short_name(task.arch)}-{task.largest_epochs:.2f}.json"
 
 
 def train_alone(job: Job, task: Task) -> None:
-    """Train one network alone for its time, measure it, and leave a record.
-
-    How many epochs it gets follows from a few steps on as many cores as the supernet's training had, timed first and
-    written down. It may then be trained on fewer, in so many times as long, or on more.
-    """
+    """Train one network alone for its time, measure it, and leave a record."""
     path, threads = alone_record(job, task), _training.threads(job.jobs)
     store, plan = job.folder / path.stem, job.folder / f"{path.stem}.plan"
     recipe, images = job.recipe, job.images()
-    estimator = ProARDEstimator.load(job.packed)
-    network = _study.Study(job.data, job.file, "", _study.SMOKE, recipe, job.work).alone(task.arch, 0)
-    estimator.precision_.prepare(network)
-    settings = recipe.settings(0, estimator.precision_, 120.0)
     if not plan.exists():
         torch.set_num_threads(task.cores)
-        each = epoch_seconds(network, images, recipe, settings)
-        _training.write(plan, {"epoch_seconds": each, "epochs": max(1, round(task.seconds / each))})
+        _training.write(plan, planned_alone(job, task, images))
     torch.set_num_threads(threads)
     planned = json.loads(plan.read_text())
-    epochs = planned["epochs"]
-    teacher = _training.teacher_stage(recipe, epochs, recipe.network(10, 0))
-    stage = dataclasses.replace(teacher, name="alone", warmup=min(recipe.warmup, epochs / 10))
+    network, precision = untrained(job, task.arch), Precision(**planned["precision"])
+    precision.prepare(network)
+    stage = alone_stage(recipe, planned["epochs"])
     trainer = _training.train(
         network,
         dataclasses.replace(images, validation=images.validation.head(job.budget.n_watch)),
         [stage],
-        settings,
+        recipe.settings(0, precision, 120.0),
         n_calibration=job.budget.n_calibration,
-        store=CheckpointStore(store, {"arch": task.arch.to_dict(), "epochs": epochs}),
+        store=CheckpointStore(store, {"arch": task.arch.to_dict(), "epochs": stage.epochs}),
     )
     measured = _robustness.measure_network(network, images.test, job.test, auto=True)
+    given = {"arch": task.arch.to_dict(), "part": task.part, "largest_epochs": task.largest_epochs, "cores": task.cores}
     found = _training.report(trainer, [stage], recipe.batch_size)
-    _training.write(path, {"arch": task.arch.to_dict(), "part": task.part, **planned, "seconds_given": task.seconds,
-                           "cores": task.cores, "threads": threads, **measured, **found})  # fmt: skip
+    _training.write(path, {**given, **planned, "threads": threads, **measured, **found})
     shutil.rmtree(store)
 
 
-def epoch_seconds(network: nn.Module, images: _images.Data, recipe: Recipe, settings: Any) -> float:
-    """Time a few steps of a copy and return the seconds of an epoch."""
-    few = images.train.head(12 * recipe.batch_size)
-    trainer = Trainer(copy.deepcopy(network), few, few.x[:64], settings)
-    stage = _training.teacher_stage(dataclasses.replace(recipe, warmup=0.0), 1, recipe.network(10, 0))
-    trainer.run([stage])
-    start = time.perf_counter()
-    trainer = Trainer(copy.deepcopy(network), few, few.x[:64], settings)
-    trainer.run([stage])
-    return (time.perf_counter() - start) * math.ceil(len(images.train) / recipe.batch_size) / 12
+def planned_alone(job: Job, task: Task, images: _images.Data) -> dict[str, Any]:
+    """Return the epochs that a network gets, and the fastest precision here.
+
+    The epochs follow from a few steps of it beside as many of the largest student, both timed here: it may then be
+    trained on any machine and any number of cores.
+    """
+    recipe, supernet = job.recipe, ProARDEstimator.load(job.packed).supernet_
+    precision = _training.measured_precision(
+        supernet, images.train, recipe.stages(job.budget), recipe.settings(0, Precision(), 60.0), recipe.precision,
+        str(task),
+    )  # fmt: skip
+    share = 1.0
+    if task.arch != supernet.space.largest:
+        networks = [untrained(job, arch) for arch in (task.arch, supernet.space.largest)]
+        own, largest = step_seconds(networks, images, recipe, recipe.settings(0, precision, 60.0))
+        share = own / largest
+    return {
+        "share_of_largest_time": share,
+        "epochs": max(1, round(task.largest_epochs / share)),
+        "precision": dataclasses.asdict(precision),
+    }
+
+
+def untrained(job: Job, arch: Architecture) -> StudentNet:
+    """Return an untrained network of one architecture."""
+    return _study.Study(job.data, job.file, "", _study.SMOKE, job.recipe, job.work).alone(arch, 0)
+
+
+def alone_stage(recipe: Recipe, epochs: int) -> Stage:
+    """Return the teacher's stage for a network alone, with a warm-up that a few epochs leave room for."""
+    stage = _training.teacher_stage(recipe, epochs, recipe.network(10, 0))
+    return dataclasses.replace(stage, name="alone", warmup=min(recipe.warmup, epochs / 10))
+
+
+def step_seconds(
+    networks: Sequence[nn.Module], images: _images.Data, recipe: Recipe, settings: TrainSettings
+) -> list[float]:
+    """Time a few training steps of a copy of each network, in turn, and return each one's seconds in its best round."""
+    few = images.train.head(6 * recipe.batch_size)
+    stage, rounds = dataclasses.replace(alone_stage(recipe, 1), warmup=0.0), []
+    for network in networks:
+        settings.precision.prepare(network)
+    for _ in range(4):
+        rounds.append([])
+        for network in networks:
+            trainer = Trainer(copy.deepcopy(network), few, few.x[:64], settings)
+            start = time.perf_counter()
+            trainer.run([stage])
+            rounds[-1].append(time.perf_counter() - start)
+    return [min(seconds) for seconds in zip(*rounds[1:], strict=True)]  # the first warms up
 
 
 # -- command line -----------------------------------------------------------------------------------

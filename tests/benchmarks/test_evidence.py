@@ -6,7 +6,7 @@ import importlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -121,6 +121,26 @@ def test_the_page_shows_what_the_files_hold(
             assert (tmp_path / line.partition("(")[2].rstrip(")")).is_file()
 
 
+def test_the_page_says_which_differences_are_shown(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    page, compare = scripts["results_page"], scripts["_robustness"].compare
+
+    def built(*values: Sequence[float]) -> str:
+        others = zip(("random", "trades", "natural"), values, strict=True)
+        rows = [(("largest", other), "pgd20", compare([0.30] * len(v), v)) for other, v in others]
+        made = page.Page(tmp_path, tmp_path)
+        page.differences(made, rows)
+        return "\n".join(made.parts)
+
+    text = built(
+        [0.29, 0.31, 0.31], [0.33, 0.34, 0.32], [0.01, 0.00, 0.02]
+    )  # -0.33, -3 and +29 points, s. e. 0.67, 0.58
+    words = "no difference shown from random sampling; worse than TRADES, alone; better than natural, alone"
+    assert f"- largest, PGD-20: {words}." in text
+    assert "-0.33 ± 0.67" in text and "**-3.00 ± 0.58**" in text and "**+29.00 ± 0.58**" in text
+    once = built([0.29], [0.33], [0.01])
+    assert "+1.00" in once and "**" not in once and "better" not in once
+
+
 def test_the_committed_page_is_that_of_the_committed_results(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     page = scripts["results_page"].main(["--docs", str(tmp_path)])
     assert page.read_text() == (FOLDER.parent / "docs" / "results.md").read_text()
@@ -161,6 +181,22 @@ def test_the_papers_costs_are_those_of_its_schedule(scripts: dict[str, ModuleTyp
     )
 
 
+def test_time_alone_is_counted_in_epochs_of_the_largest_student(scripts: dict[str, ModuleType]) -> None:
+    def rows(*, teacher: float, step: float) -> list[dict[str, Any]]:
+        seconds = {"teacher": [teacher] * 4 + [9 * teacher], "width_mult": [step] * 2}  # one epoch beside other work
+        return [
+            {"stage": stage, "epoch": epoch, "seconds": one}
+            for stage, ones in seconds.items()
+            for epoch, one in enumerate(ones)
+        ]
+
+    largest_epochs = scripts["shipped"].largest_epochs
+    once = rows(teacher=100.0, step=300.0)
+    assert largest_epochs(once) == pytest.approx(4 + 9 + 2 * 3)
+    # The second training was on a machine four times as fast: it is as much.
+    assert largest_epochs(once + rows(teacher=25.0, step=75.0)) == pytest.approx(2 * (4 + 9 + 2 * 3))
+
+
 @pytest.mark.slow
 def test_the_shipped_supernet_is_made_packed_and_compared(
     scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -182,7 +218,10 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
     later = shipped.main([*options, "--parts", "alone", *paths])  # what the first run found stays in the file
     assert [row["part"] for row in later["alone"]] == [1.0] * 2 + [1 / 50]
     assert later["alone"][0] == found["alone"][0] and later["pack"] == found["pack"] and later["card"] == found["card"]
-    assert later["alone"][2]["seconds_given"] == pytest.approx(found["pack"]["training_seconds"] / 50)
+    largest, whole, part = later["alone"]
+    assert largest["epochs"] == round(largest["largest_epochs"]) > 3 and largest["share_of_largest_time"] == 1
+    assert whole["epochs"] > largest["epochs"] and whole["share_of_largest_time"] < 1  # it is the cheaper network
+    assert part["largest_epochs"] == whole["largest_epochs"] / 50 and part["epochs"] < whole["epochs"]
     found = later
     folder = tmp_path / "package" / "proard_dyn_resnet_small"
     est = ProARDEstimator.load(folder)
