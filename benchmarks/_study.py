@@ -249,8 +249,8 @@ class Study:
         assert isinstance(found, Supernet)
         return found
 
-    def ensure(self, units: Iterable[Unit]) -> None:
-        """Train the units that are not yet, and what they are trained from."""
+    def ensure(self, units: Iterable[Unit], ended: Callable[[Unit], object] = lambda unit: None) -> None:
+        """Train the units that are not yet, and what they are trained from; then do what is to be done with each."""
         wanted = list(dict.fromkeys(part for unit in units for part in (*unit.needs, unit)))
         _training.run_side_by_side(
             [unit for unit in wanted if not self._record(unit).exists()],
@@ -258,6 +258,7 @@ class Study:
             functools.partial(train_unit, self),
             self.jobs,
             self.title,
+            ended,
         )
 
     def _record(self, unit: Unit) -> Path:

@@ -262,9 +262,16 @@ def ignored_by_git(work: Path) -> Path:
 
 
 def run_side_by_side(
-    waiting: Sequence[Task], is_ready: Callable[[Task], bool], run: Callable[[Task], None], jobs: int, title: str
+    waiting: Sequence[Task],
+    is_ready: Callable[[Task], bool],
+    run: Callable[[Task], None],
+    jobs: int,
+    title: str,
+    ended: Callable[[Task], object] = lambda task: None,
 ) -> None:
     """Run tasks in their order, each once it is ready, several at once in processes of their own.
+
+    What is to be done at the end of each is done here, while others go on.
 
     Raises
     ------
@@ -279,6 +286,7 @@ def run_side_by_side(
             print(f"{title}: {task} starts, {len(waiting)} to come", flush=True)
             if jobs == 1:
                 run(task)
+                ended(task)
                 continue
             process = multiprocessing.get_context("spawn").Process(target=run, args=(task,), daemon=True)
             process.start()
@@ -289,3 +297,4 @@ def run_side_by_side(
             process.join()
             if process.exitcode:
                 raise SystemExit(f"{title}: {task} ended with exit code {process.exitcode}")
+            ended(task)

@@ -10,6 +10,7 @@ measured on the same test images: natural, FGSM, PGD-20 and, on fewer images, Au
 from __future__ import annotations
 
 import argparse
+import itertools
 from typing import Any
 
 import _robustness
@@ -19,6 +20,7 @@ import torch
 from _study import ALONE, PROGRESSIVE, RANDOM, Study, Unit
 from tabulate import tabulate
 
+from proard_nas import Architecture
 from proard_nas.evaluation import calibrate
 from proard_nas.evaluation.population import append_line
 
@@ -27,14 +29,13 @@ WHICH = ("largest", "found")
 
 
 def measure(study: Study) -> dict[str, Any]:
-    """Train what is missing, and measure all; a run that ends early leaves whole seeds."""
+    """Train what is missing and measure each network once it is trained: a run that ends early leaves what it has."""
     seeds, network = study.budget.seeds, study.network(0)
     archs, rows = {}, []
     torch.set_num_threads(_training.threads(1))  # of what is measured here; trainings side by side set their own
     for seed in seeds:
         study.ensure(Unit(seed, method) for method in SHARED)
         archs[seed] = {"largest": network.space.largest, "found": study.found(seed)}
-        study.ensure(Unit(seed, method, archs[seed][which]) for which in WHICH for method in ALONE)
         rows += rows_of(study, seed, archs[seed])
     return {
         "architectures": {
@@ -52,7 +53,7 @@ def measure(study: Study) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def units(seed: int, archs: dict[str, Any]) -> list[Unit]:
+def units(seed: int, archs: dict[str, Architecture]) -> list[Unit]:
     alone = [Unit(seed, method, arch) for method in ALONE for arch in archs.values()]
     return [Unit(seed, _study.TEACHER), *(Unit(seed, method) for method in SHARED), *alone]
 
@@ -62,26 +63,34 @@ def cost(study: Study, unit: Unit) -> dict[str, float]:
     return {name: record[name] for name in ("macs", "training_seconds")}
 
 
-def rows_of(study: Study, seed: int, archs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Measure one seed's networks, with a line in the record for each."""
+def rows_of(study: Study, seed: int, archs: dict[str, Architecture]) -> list[dict[str, Any]]:
+    """Measure one seed's networks; those alone are trained before."""
+    for which, method in itertools.product(WHICH, SHARED):
+        row(study, seed, archs, which, method)
+    alone = {Unit(seed, method, archs[which]): (which, method) for which, method in itertools.product(WHICH, ALONE)}
+    # Those that are trained from the teacher first, whose weights another run may not have.
+    study.ensure(
+        sorted(alone, key=lambda unit: not unit.needs), ended=lambda unit: row(study, seed, archs, *alone[unit])
+    )
+    return [row(study, seed, archs, *one) for one in itertools.product(WHICH, (*SHARED, *ALONE))]
+
+
+def row(study: Study, seed: int, archs: dict[str, Architecture], which: str, method: str) -> dict[str, Any]:
+    """Measure one network of a seed, or read its line in the record."""
     record = study.records / f"seed{seed}-table1.jsonl"
-    rows = _robustness.read_lines(record)
-    known = {(row["method"], row["which"]) for row in rows}
+    for known in _robustness.read_lines(record):
+        if (known["method"], known["which"]) == (method, which):
+            return known
     images, calibration = study.images(seed).test, study.calibration(seed)
-    for which, arch in archs.items():
-        for method in (*SHARED, *ALONE):
-            if (method, which) in known:
-                continue
-            if method in SHARED:
-                found = _robustness.measure_student(
-                    study.supernet(seed, method), arch, images, calibration, study.test, auto=True
-                )
-            else:
-                network = calibrate(study.trained(Unit(seed, method, arch)), calibration)
-                found = _robustness.measure_network(network, images, study.test, auto=True)
-            rows.append({"seed": seed, "method": method, "which": which, **found})
-            append_line(record, rows[-1])
-    return rows
+    if method in SHARED:
+        supernet = study.supernet(seed, method)
+        found = _robustness.measure_student(supernet, archs[which], images, calibration, study.test, auto=True)
+    else:
+        network = calibrate(study.trained(Unit(seed, method, archs[which])), calibration)
+        found = _robustness.measure_network(network, images, study.test, auto=True)
+    found = {"seed": seed, "method": method, "which": which, **found}
+    append_line(record, found)
+    return found
 
 
 def values(rows: list[dict[str, Any]], method: str, which: str, metric: str) -> list[float]:
