@@ -13,6 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from proard_nas import ProARDEstimator
+from proard_nas import quickstart as quickstart_module
 from proard_nas.cli import main
 from proard_nas.quickstart import QuickstartSettings, run
 
@@ -60,7 +61,10 @@ def quickstart(tmp_path_factory):
     settings = QuickstartSettings(
         epochs=4, n_labels=16, natural_epochs=1, budgets=(0.5, 1.5), n_generations=5, progress=False
     )
-    return folder, run(folder, settings)
+    (x, y), test = quickstart_module.digits()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart_module, "digits", lambda seed: ((x[:500], y[:500]), test.head(200)))
+        return folder, run(folder, settings)
 
 
 def test_the_quick_start_prints_a_table_with_units_and_the_same_in_python(quickstart):
@@ -82,6 +86,7 @@ def test_the_quick_start_leaves_students_picture_and_results(quickstart):
     assert (folder / "front.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_the_five_lines_of_the_quick_start_run_as_printed(quickstart, capsys):
     _, text = quickstart
     lines = text.split("The same in Python:\n\n")[1]
