@@ -12,7 +12,9 @@ import torch
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The tests' tensors are small: threads that wait for each other cost more than they bring.
+# The tests' tensors are small: threads that wait for each other cost more than they bring, here and in the processes
+# that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 
