@@ -57,8 +57,8 @@ def fitted(digits):
 
 
 def test_students_are_calibrated_on_images_as_training_saw_them(digits):
-    y_train = digits[2][:300]
-    white, few = np.ones((300, 1, 8, 8), "float32"), SMALL | {"epochs": 4, "n_watch": 0, "n_labels": 12}
+    x_train, _, y_train, _ = head(digits)
+    white, few = np.ones_like(x_train), SMALL | {"epochs": 4, "n_watch": 0, "n_labels": 12}
     cropped = ProARDEstimator(**few, augment="crop").fit(white, y_train)
     assert cropped.calibration_images_.mean() < 0.9  # zeros at the edges
     student, seen = cropped.extract(cropped.supernet_.space.largest), []

@@ -131,9 +131,8 @@ def test_the_page_says_which_differences_are_shown(scripts: dict[str, ModuleType
         page.differences(made, rows)
         return "\n".join(made.parts)
 
-    text = built(
-        [0.29, 0.31, 0.31], [0.33, 0.34, 0.32], [0.01, 0.00, 0.02]
-    )  # -0.33, -3 and +29 points, s. e. 0.67, 0.58
+    # Differences of -0.33, -3 and +29 points, with standard errors of 0.67, 0.58 and 0.58.
+    text = built([0.29, 0.31, 0.31], [0.33, 0.34, 0.32], [0.01, 0.00, 0.02])
     words = "no difference shown from random sampling; worse than TRADES, alone; better than natural, alone"
     assert f"- largest, PGD-20: {words}." in text
     assert "-0.33 ± 0.67" in text and "**-3.00 ± 0.58**" in text and "**+29.00 ± 0.58**" in text
