@@ -127,6 +127,61 @@ def settings(study: dict[str, Any]) -> str:
     )
 
 
+# -- what the figures answer ------------------------------------------------------------------------
+
+
+def in_short(page: Page) -> None:
+    """Answer a reader's three questions first, each by a table with a line for a file's figures."""
+    page.add("## In short")
+    sampling = list(progressive_minus_random(page))
+    if sampling:
+        page.add(
+            "**Does progressive training beat random sampling?** Progressive minus random, in points on average over "
+            "many students, from the same teacher with as many student-steps; ± standard error over the seeds, in bold "
+            "where shown."
+        )
+        page.table(sampling, ["data", "students", "seeds", *(NAMES[m] for m in _robustness.METRICS)])
+    alone = list(found_minus_alone(page))
+    if alone:
+        page.add(
+            "**Does a found student beat the same network trained alone**, for as many epochs as teacher and steps "
+            "together? Found minus alone, in points."
+        )
+        page.table(alone, ["data", "minus", "seeds", *(NAMES[m] for m in METRICS)])
+    costs = list(costs_of_devices(page))
+    if costs:
+        page.add("**What does it save?** RSLAD for each device over one supernet for all, in multiply-accumulates.")
+        page.table(
+            costs, ["data", "student", "devices from which it is cheaper", "at 50 devices", "devices for 60 times"]
+        )
+
+
+def progressive_minus_random(page: Page) -> Iterator[list[str]]:
+    for _, record in page.files("schedules"):
+        for data, found in record["results"]["data"].items():
+            own, other = (found["schedules"][method] for method in (_study.PROGRESSIVE, _study.RANDOM))
+            changes = [_robustness.compare(own[m]["seeds"], other[m]["seeds"]) for m in _robustness.METRICS]
+            n = found["settings"]["budget"]["n_students"]
+            yield [data, str(n), str(len(changes[0]["seeds"])), *map(points, changes)]
+
+
+def found_minus_alone(page: Page) -> Iterator[list[str]]:
+    for _, record in page.files("table1"):
+        found = record["results"]
+        for method in _study.ALONE:
+            changes = {r["metric"]: r for r in found["comparisons"] if (r["which"], r["against"]) == ("found", method)}
+            n = len(changes["natural"]["seeds"])
+            yield [found["study"]["data"], _study.TITLES[method], str(n), *(points(changes[m]) for m in METRICS)]
+
+
+def costs_of_devices(page: Page) -> Iterator[list[str]]:
+    for _, record in page.files("devices"):
+        for which, one in record["results"]["measured"].items():
+            cost = one["macs"]
+            numbers = (str(cost["break_even_devices"]), f"{cost['ratio']['50']:.1f} times", str(cost["devices_for_60"]))
+            yield [record["results"]["study"]["data"], which, *numbers]
+
+
 # -- the supernet that ships ------------------------------------------------------------------------
 
 
@@ -501,7 +556,7 @@ def printed(page: Page) -> None:
             page.source(name, record)
 
 
-SECTIONS = (shipped, table1, population, widths, devices, predicted, generations, schedules, printed)
+SECTIONS = (in_short, shipped, table1, population, widths, devices, predicted, generations, schedules, printed)
 INTRODUCTION = """\
 # Results
 

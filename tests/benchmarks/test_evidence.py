@@ -114,6 +114,11 @@ def test_the_page_shows_what_the_files_hold(
     text = page.read_text()
     natural = found["table1"]["table"][0]["natural"]["mean"]
     assert f"{100 * natural:.2f}" in text
+    alone = [row for row in found["table1"]["rows"] if row["which"] == "found"]
+    own, trades = (sum(r["pgd20"] for r in alone if r["method"] == method) for method in ("paper", "trades"))
+    short = text[text.index("## In short") : text.index("## Table 1")]
+    (line,) = (line for line in short.splitlines() if line.startswith("| synthetic | TRADES, alone"))
+    assert f"{100 * (own - trades) / 2:+.2f} ±" in line.split("|")[6]
     for title in ("Table 1", "Figures 2 and 7", "Figure 6", "Figure 8", "Figure 9", "Figure 10"):
         assert f"## {title}" in text
     for line in text.splitlines():
@@ -138,6 +143,20 @@ def test_the_page_says_which_differences_are_shown(scripts: dict[str, ModuleType
     assert "-0.33 ± 0.67" in text and "**-3.00 ± 0.58**" in text and "**+29.00 ± 0.58**" in text
     once = built([0.29], [0.33], [0.01])
     assert "+1.00" in once and "**" not in once and "better" not in once
+
+
+def test_the_page_begins_with_answers(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    spread, page = scripts["_robustness"].spread, scripts["results_page"]
+    accuracies = {"natural": [0.50, 0.52, 0.54], "pgd20": [0.3, 0.3, 0.3], "autoattack": [0.2, 0.3, 0.1]}
+    own = {metric: spread(values) for metric, values in accuracies.items()}
+    other = own | {"natural": spread([0.49, 0.50, 0.51]), "autoattack": spread([0.3, 0.2, 0.1])}
+    data = {"settings": {"budget": {"n_students": 50}}, "schedules": {"paper": own, "random": other}}
+    (tmp_path / "schedules.json").write_text(json.dumps({"results": {"data": {"digits": data}}}))
+    made = page.Page(tmp_path, tmp_path)
+    page.in_short(made)
+    cells = [cell.strip() for cell in made.parts[-1].splitlines()[-1].strip("|").split("|")]
+    # Differences of 1, 2 and 3 points: their deviation is 1, the standard error 1 / sqrt(3).
+    assert cells == ["digits", "50", "3", "**+2.00 ± 0.58**", "+0.00 ± 0.00", "+0.00 ± 5.77"]
 
 
 def test_the_committed_page_is_that_of_the_committed_results(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
