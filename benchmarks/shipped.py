@@ -13,7 +13,8 @@ Parts, each of which goes on from what it has left in the ``--work`` folder:
 - ``alone``: the largest and the found students trained alone, for as long as the supernet took, and the found ones for
   a fiftieth of that too: what fifty devices would leave to each. That time is counted in epochs of the largest student,
   so that a faster or slower machine than the supernet's does not change what a network is given. Each network that is
-  finished leaves a small record; with ``--n-alone`` a run trains so many and leaves the others to later ones.
+  finished leaves a small record; with ``--n-alone`` a run trains so many, the shorter ones first, and leaves the others
+  to later runs.
 
 Parts that a run leaves out keep their figures in ``--out``, as long as the packed weights are the same.
 """
@@ -425,7 +426,7 @@ def alone(job: Job) -> list[dict[str, Any]]:
     archs = chosen(estimator, job.budget.limits)
     tasks = [Task(name, archs[name], part, part * epochs, cores) for name, part in trained_alone(archs)]
     job.records.mkdir(parents=True, exist_ok=True)
-    waiting = [task for task in tasks if not alone_record(job, task).exists()]
+    waiting = sorted((task for task in tasks if not alone_record(job, task).exists()), key=lambda task: task.part)
     _training.run_side_by_side(
         waiting[: job.n_alone], lambda task: True, functools.partial(train_alone, job), job.jobs, "alone"
     )
