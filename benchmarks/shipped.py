@@ -120,7 +120,9 @@ class Recipe(_training.Recipe):
 
 BASE = dataclasses.asdict(_training.CIFAR) | {"teacher_loss": "sat", "ema_decay": 0.998}
 RECIPES = {
-    "smoke": Recipe(**BASE | {"batch_size": 32, "ema_decay": 0.9, "augment": "none", "precision": "float32"}),
+    "smoke": Recipe(
+        **BASE | {"batch_size": 32, "ema_decay": 0.9, "augment": "none", "precision": "float32", "warmup": 1.0}
+    ),
     "laptop": Recipe(**BASE | {"batch_size": 128, "teacher_lr": 0.2, "lr": 0.04, "warmup": 2.0}),
 }
 BUDGETS = {
@@ -533,8 +535,8 @@ def untrained(job: Job, arch: Architecture) -> StudentNet:
 
 def alone_stage(recipe: Recipe, epochs: int) -> Stage:
     """Return the teacher's stage for a network alone, with a warm-up that a few epochs leave room for."""
-    stage = _training.teacher_stage(recipe, epochs, recipe.network(10, 0))
-    return dataclasses.replace(stage, name="alone", warmup=min(recipe.warmup, epochs / 10))
+    shorter = dataclasses.replace(recipe, warmup=min(recipe.warmup, epochs / 10))
+    return dataclasses.replace(_training.teacher_stage(shorter, epochs, recipe.network(10, 0)), name="alone")
 
 
 def step_seconds(
