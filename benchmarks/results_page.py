@@ -262,9 +262,11 @@ def table1(page: Page) -> None:
             for which, archs in found["architectures"].items()
         }
         page.add(
-            f"Mean ± standard deviation over {len(found['table'][0]['natural']['seeds'])} seeds, {b['n_test']:,} test "
+            f"{of_seeds(len(found['table'][0]['natural']['seeds']))}, {b['n_test']:,} test "
             f"images, AutoAttack on the first {b['n_auto']} ({study['autoattack']}; not the reference code). Largest: "
-            f"{sizes['largest'].split(', ')[0]}; found under a fifth of it: {sizes['found']}."
+            f"{sizes['largest'].split(', ')[0]}; found under a fifth of it: {sizes['found']}. TRADES alone learns from "
+            f"labels for all {b['teacher_epochs'] + b['step_epochs']} epochs; RSLAD and both supernets learn from a "
+            f"teacher that had {b['teacher_epochs']}: with so few, that may decide between them more than the method."
         )
         differences(page, [((row["which"], row["against"]), row["metric"], row) for row in found["comparisons"]])
         if study["data"] in PAPER_TABLE:
@@ -276,6 +278,10 @@ def table1(page: Page) -> None:
         page.figure(
             f"table1_{study['data']}", "Accuracy against MMACs for each method", lambda ax, f=found: draw_methods(ax, f)
         )
+
+
+def of_seeds(n: int) -> str:
+    return "One seed" if n == 1 else f"Mean ± standard deviation over {n} seeds"
 
 
 Difference = tuple[tuple[str, str], str, dict[str, Any]]  # student and trained how; metric; from `compare`

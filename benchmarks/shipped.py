@@ -512,10 +512,10 @@ def planned_alone(job: Job, task: Task, images: _images.Data) -> dict[str, Any]:
     trained on any machine and any number of cores.
     """
     recipe, supernet = job.recipe, ProARDEstimator.load(job.packed).supernet_
+    stages = [alone_stage(recipe, max(1, round(task.largest_epochs)))]
     precision = _training.measured_precision(
-        supernet, images.train, recipe.stages(job.budget), recipe.settings(0, Precision(), 60.0), recipe.precision,
-        str(task),
-    )  # fmt: skip
+        supernet, images.train, stages, recipe.settings(0, Precision(), 60.0), recipe.precision, str(task)
+    )
     share = 1.0
     if task.arch != supernet.space.largest:
         networks = [untrained(job, arch) for arch in (task.arch, supernet.space.largest)]
