@@ -19,8 +19,9 @@ import torch
 from tabulate import tabulate
 from torch.nn import functional as F
 
+from proard_nas.supernets.architecture import Architecture
 from proard_nas.supernets.dyn_resnet import RESNET_SMALL, ResNet, ResNetFamily
-from proard_nas.supernets.space import Architecture, SearchSpace
+from proard_nas.supernets.space import SearchSpace
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

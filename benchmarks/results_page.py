@@ -62,7 +62,7 @@ class Page:
 
     def files(self, stem: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the names and contents of the result files of a script, smoke runs aside."""
-        for path in sorted(self.results.glob(f"{stem}*.json")):
+        for path in sorted(self.results.glob(f"{stem}*.json"), key=lambda path: path.stem.split("_")):
             if "smoke" not in path.stem:
                 yield path.name, json.loads(path.read_text())
 
@@ -346,7 +346,7 @@ def draw_methods(ax: Any, found: dict[str, Any]) -> None:
             label = _study.TITLES[method] if metric == "pgd20" else None
             ax.errorbar(x, y, error, fmt=style, color=COLOURS[method], label=label, capsize=3)
     ax.set(xlabel="MMACs", ylabel="accuracy, % (PGD-20 full, natural dashed)", xscale="log")
-    ax.legend(fontsize=8)
+    ax.figure.legend(fontsize=8, loc="outside lower center", ncols=3)
 
 
 def population(page: Page) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proard_nas._numbers import whole_number
-from proard_nas.supernets.space import Architecture, SearchSpace
+from proard_nas.supernets.architecture import Architecture
+from proard_nas.supernets.space import SearchSpace
 
 from .predictor import AccuracyPredictor
 from .sampler import first_generation

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proard_nas._numbers import finite_number, fraction, whole_number
-from proard_nas.supernets.space import Architecture
+from proard_nas.supernets.architecture import Architecture
 
 ACCURACIES = ("natural_accuracy", "robust_accuracy")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import optuna
 
-from proard_nas.supernets.space import Architecture
+from proard_nas.supernets.architecture import Architecture
 
 from .candidate import ACCURACIES, Candidate
 from .ledger import Ledger

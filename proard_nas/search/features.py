@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from proard_nas.supernets.space import BLOCK_DIMENSIONS, ONE_HOT_LIMIT, Architecture, Choice, Gene, SearchSpace
+from proard_nas.supernets.architecture import BLOCK_DIMENSIONS, Architecture, Choice
+from proard_nas.supernets.space import ONE_HOT_LIMIT, Gene, SearchSpace
 
 from .candidate import CostFunction
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from proard_nas.supernets.space import Architecture
+from proard_nas.supernets.architecture import Architecture
 
 from .candidate import ACCURACIES, Candidate, CostFunction, LatencyFunction, PredictFunction
 

@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from proard_nas._numbers import fraction, whole_number
-from proard_nas.supernets.space import Architecture, SearchSpace
+from proard_nas.supernets.architecture import Architecture
+from proard_nas.supernets.space import SearchSpace
 
 from .candidate import ACCURACIES, CostFunction, LatencyFunction, PredictFunction
 from .constraints import Constraints

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from proard_nas._numbers import fraction as check_fraction
 from proard_nas._numbers import whole_number
-from proard_nas.supernets.space import Architecture, SearchSpace, Seed
+from proard_nas.supernets.architecture import Architecture
+from proard_nas.supernets.space import SearchSpace, Seed
 
 from .candidate import ACCURACIES, CostFunction
 from .features import FeatureEncoder

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from proard_nas.supernets.space import Architecture, Choice, SearchSpace
+from proard_nas.supernets.architecture import Architecture, Choice
+from proard_nas.supernets.space import SearchSpace
 
 from .candidate import Candidate
 from .constraints import Constraints

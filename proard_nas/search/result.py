@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proard_nas._folders import read_strictly, whole_file, write_bytes
-from proard_nas.supernets.space import Architecture
+from proard_nas.supernets.architecture import Architecture
 
 from .candidate import ACCURACIES, Candidate
 from .constraints import Constraints

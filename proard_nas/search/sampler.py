@@ -12,7 +12,8 @@ from optuna.samplers.nsgaii import UniformCrossover
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from proard_nas.supernets.space import Architecture, Choice, SearchSpace
+from proard_nas.supernets.architecture import Architecture, Choice
+from proard_nas.supernets.space import SearchSpace
 
 from .candidate import Candidate
 

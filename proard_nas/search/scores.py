@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from proard_nas.supernets.space import Architecture
+from proard_nas.supernets.architecture import Architecture
 
 from .candidate import ACCURACIES
 

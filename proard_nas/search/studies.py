@@ -17,7 +17,8 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
-from proard_nas.supernets.space import Architecture, SearchSpace
+from proard_nas.supernets.architecture import Architecture
+from proard_nas.supernets.space import SearchSpace
 
 from .candidate import Candidate
 from .constraints import Constraints

@@ -1,5 +1,6 @@
 """Supernets: architectures as values, elastic networks, slicing, costs. Importing registers the networks in timm."""
 
+from .architecture import Architecture
 from .cost import Cost
 from .dyn_mobilenetv3 import DynMobileNetV3, MobileNetV3
 from .dyn_proxyless import DynProxyless, Proxyless
@@ -7,7 +8,7 @@ from .dyn_resnet import DynResNet, ResNet
 from .dyn_wide_resnet import DynWideResNet, WideResNet
 from .family import SUPERNETS, Family, build_network, default_cfg, register_supernet
 from .network import StudentNet
-from .space import Architecture, SearchSpace
+from .space import SearchSpace
 from .supernet import Supernet, is_calibrated, load_statistics, statistics_of
 
 __all__ = [

@@ -12,10 +12,11 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 
+from .architecture import Architecture
 from .family import Family, build_network, default_cfg, register_supernet
 from .layers import Axis, Conv, Linear, Plan, Size, conv_norm, last_features, make_divisible, out_size
 from .network import StudentNet, build_conv_norm
-from .space import Architecture, SearchSpace
+from .space import SearchSpace
 from .supernet import Supernet
 
 __all__ = ["DynMobileNetV3", "MobileNetV3", "MobileNetV3Family"]

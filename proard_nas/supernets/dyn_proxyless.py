@@ -14,11 +14,12 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from .architecture import Architecture
 from .dyn_mobilenetv3 import InvertedBottleneck, inverted_bottleneck
 from .family import Family, build_network, default_cfg, register_supernet
 from .layers import Axis, Linear, Plan, Size, conv_norm, last_features, out_size
 from .network import StudentNet, build_conv_norm
-from .space import Architecture, SearchSpace
+from .space import SearchSpace
 from .supernet import Supernet
 
 __all__ = ["DynProxyless", "Proxyless", "ProxylessFamily"]

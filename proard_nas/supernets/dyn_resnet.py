@@ -11,10 +11,11 @@ from timm.layers import ConvNormAct
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from .architecture import Architecture
 from .family import Family, build_network, default_cfg, register_supernet, tagged
 from .layers import Axis, Linear, MaxPool, Plan, Size, conv_norm, last_features, make_divisible, out_size
 from .network import StudentNet, build_conv_norm
-from .space import Architecture, SearchSpace
+from .space import SearchSpace
 from .supernet import Supernet
 
 __all__ = ["DynResNet", "ResNet", "ResNetFamily"]

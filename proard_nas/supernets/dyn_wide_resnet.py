@@ -10,10 +10,11 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from .architecture import Architecture
 from .family import Family, build_network, default_cfg, register_supernet
 from .layers import Axis, Conv, Layer, Linear, Norm, Plan, Size, make_divisible
 from .network import StudentNet, build_conv, build_norm_act
-from .space import Architecture, SearchSpace
+from .space import SearchSpace
 from .supernet import Supernet
 
 __all__ = ["DynWideResNet", "WideResNet", "WideResNetFamily"]

@@ -12,8 +12,9 @@ from torch import nn
 
 from proard_nas._shipped import PRETRAINED, tag, weights
 
+from .architecture import Architecture
 from .layers import Conv, Plan, Size, last_features
-from .space import Architecture, SearchSpace
+from .space import SearchSpace
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 SUPERNETS: list[str] = []

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from proard_nas._folders import Folder
 
+from .architecture import Architecture
 from .cost import Cost, plan_cost
 from .family import Family
 from .layers import Conv, Layer, MaxPool, Norm, Plan, Size, last_features
 from .saving import save_network
-from .space import Architecture
 
 Act = type[nn.Module] | str
 

@@ -1,4 +1,4 @@
-"""Architectures as values, and the space of choices they are drawn from."""
+"""The space of choices that architectures are drawn from."""
 
 from __future__ import annotations
 
@@ -13,80 +13,10 @@ import numpy as np
 
 from proard_nas._errors import unknown_name
 
+from .architecture import BLOCK_DIMENSIONS, Architecture, Choice, lists, number_row
+
 Seed = int | np.random.Generator | None
-Choice = int | float | bool
-
-BLOCK_DIMENSIONS = ("expand_ratio", "kernel_size")
 ONE_HOT_LIMIT = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """One student's architecture: a frozen, hashable value that JSON can carry.
-
-    Parameters
-    ----------
-    depth : tuple of int
-        One choice for each stage (the choice itself, not the number of blocks: a space adds
-        its base depth).
-    width_mult : tuple of float, default=()
-        Width multipliers: those of the stem first, then one for each stage.
-    expand_ratio : tuple of tuple of float, default=()
-        For each stage, one ratio of middle channels for each block that the depth keeps.
-    kernel_size : tuple of tuple of int, default=()
-        For each stage, one depthwise kernel size in pixels for each block that the depth keeps.
-    stem_residual : bool, default=False
-        Whether the optional residual convolution of the stem is there.
-
-    Examples
-    --------
-    >>> arch = Architecture(depth=(0, 1), expand_ratio=((0.2,), (0.2, 0.35)))
-    >>> Architecture.from_dict(arch.to_dict()) == arch
-    True
-    """
-
-    depth: tuple[int, ...]
-    width_mult: tuple[float, ...] = ()
-    expand_ratio: tuple[tuple[float, ...], ...] = ()
-    kernel_size: tuple[tuple[int, ...], ...] = ()
-    stem_residual: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "depth", _whole_row("depth", self.depth))
-        object.__setattr__(self, "width_mult", _row("width_mult", self.width_mult))
-        for name in BLOCK_DIMENSIONS:
-            rows = getattr(self, name)
-            if not isinstance(rows, (list, tuple)):
-                raise ValueError(f"{name} must be a list of one list for each stage, got {rows!r}")
-            row = _whole_row if name == "kernel_size" else _row
-            object.__setattr__(self, name, tuple(row(f"{name}[{i}]", r) for i, r in enumerate(rows)))
-        if not isinstance(self.stem_residual, bool):
-            raise ValueError(f"stem_residual must be true or false, got {self.stem_residual!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able dict; dimensions that the network does not have are left out."""
-        full = dataclasses.asdict(self)
-        full["stem_residual"] = self.stem_residual or None
-        return {k: _lists(v) for k, v in full.items() if v not in ((), None)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
-        """Build the value from `to_dict`'s form.
-
-        Raises
-        ------
-        ValueError
-            If a field is unknown, missing or of the wrong type; the message names it.
-        """
-        if not isinstance(data, Mapping):
-            raise ValueError(f"an architecture must be a mapping of fields, got {type(data).__name__}")
-        allowed = [field.name for field in dataclasses.fields(cls)]
-        for key in data:
-            if key not in allowed:
-                raise unknown_name("architecture field", key, allowed)
-        if "depth" not in data:
-            raise ValueError(f"an architecture needs the field 'depth', got only {sorted(data)}")
-        return cls(**data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +74,7 @@ class SearchSpace:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name != "n_widths":
-                object.__setattr__(self, field.name, _row(field.name, value))
+                object.__setattr__(self, field.name, number_row(field.name, value))
         for name in ("depths", "width_mults", "expand_ratios", "kernel_sizes", "stem_residuals"):
             self._check_choices(name)
         if not self.base_depths or any(b < 0 or int(b) != b for b in self.base_depths):
@@ -374,7 +304,7 @@ class SearchSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict."""
-        return {name: _lists(value) for name, value in dataclasses.asdict(self).items()}
+        return {name: lists(value) for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
@@ -449,20 +379,6 @@ class SearchSpace:
         return None
 
 
-def _row(name: str, values: Any) -> tuple[Any, ...]:
-    if not isinstance(values, (list, tuple)):
-        raise ValueError(f"{name} must be a list, got {values!r}")
-    for value in values:
-        if not isinstance(value, (bool, int, float, np.integer, np.floating)):
-            raise ValueError(f"{name} must hold numbers, got {value!r}")
-    return tuple(v.item() if isinstance(v, np.generic) else v for v in values)
-
-
-def _whole_row(name: str, values: Any) -> tuple[Any, ...]:
-    """Return a row whose fractions without a fraction, as other languages' JSON may write 3, are integers."""
-    return tuple(int(v) if isinstance(v, float) and v.is_integer() else v for v in _row(name, values))
-
-
 def _row_problem(name: str, given: Sequence[Any], choices: Sequence[Any], count: int, why: str = "") -> str | None:
     if len(given) != count:
         return f"{name} must have {count} values{why}, got {len(given)}: {list(given)}"
@@ -470,7 +386,3 @@ def _row_problem(name: str, given: Sequence[Any], choices: Sequence[Any], count:
         if value not in choices:
             return f"{name}[{i}]={value} is not among the choices {list(choices)}"
     return None
-
-
-def _lists(value: Any) -> Any:
-    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value

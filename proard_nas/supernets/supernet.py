@@ -11,11 +11,12 @@ from timm.models import create_model
 from torch import Tensor, nn
 
 from . import sorting
+from .architecture import Architecture
 from .family import Family
 from .layers import Conv
 from .network import StudentNet
 from .slicing import KernelConv2d, LiveStudent
-from .space import Architecture, SearchSpace
+from .space import SearchSpace
 
 Statistics = Mapping[str, Tensor]
 

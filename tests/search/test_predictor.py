@@ -16,7 +16,8 @@ from sklearn.metrics import mean_squared_error, r2_score
 from proard_nas.search import AccuracyPredictor
 from proard_nas.search.features import FeatureEncoder
 from proard_nas.search.perceptron import Perceptron, fit_perceptron, make_regressor
-from proard_nas.supernets.space import Architecture, SearchSpace
+from proard_nas.supernets.architecture import Architecture
+from proard_nas.supernets.space import SearchSpace
 
 SPACE = SearchSpace(
     depths=(0, 1, 2),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from proard_nas.search import Candidate, GenerationRecord, SearchResult
-from proard_nas.supernets.space import Architecture, SearchSpace
+from proard_nas.supernets.architecture import Architecture
+from proard_nas.supernets.space import SearchSpace
 
 SPACE = SearchSpace(depths=(0, 1), base_depths=(1, 1), expand_ratios=(0.25, 0.5))
 ARCHS = SPACE.sample_distinct(6, seed=0)
