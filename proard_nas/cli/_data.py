@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._flags import size
@@ -11,6 +12,7 @@ from ._flags import size
 if TYPE_CHECKING:
     from proard_nas import ProARDEstimator
 
+Size = tuple[int, int] | None  # of images where the command line names none; archives keep theirs
 DATA = "an .npz archive, a folder of images, or a data set of timm's such as torch/cifar10"
 
 
@@ -40,23 +42,25 @@ def add_data(
         group.add_argument("--val-split", metavar="NAME", help="the validation part of a named data set")
 
 
-def training_data(arguments: argparse.Namespace) -> tuple[Any, Any]:
+def training_data(arguments: argparse.Namespace, image_size: Size = None) -> tuple[Any, Any]:
     """Open the training part of ``--data``."""
-    return _open(arguments, arguments.data, "train", split=arguments.split)
+    return _open(arguments, arguments.data, "train", image_size, split=arguments.split)
 
 
-def own_validation(arguments: argparse.Namespace, classes: Sequence[str] | None = None) -> Any:
+def own_validation(arguments: argparse.Namespace, classes: Sequence[str] | None = None, image_size: Size = None) -> Any:
     """Open ``--val-data`` or ``--val-split`` where one is given, as `fit` takes it; else return None."""
     if arguments.val_data is None and arguments.val_split is None:
         return None
-    x, y = _open(arguments, arguments.val_data or arguments.data, "train", split=arguments.val_split, classes=classes)
+    data = arguments.val_data or arguments.data
+    if data is None:
+        raise ValueError(f"--val-split {arguments.val_split} names a part of --data or --val-data; give one of them")
+    x, y = _open(arguments, data, "train", image_size, split=arguments.val_split, classes=classes)
     return x if y is None else (x, y)
 
 
 def test_data(arguments: argparse.Namespace, classes: Sequence[str], image_size: tuple[int, int]) -> tuple[Any, Any]:
     """Open the test part of ``--data``; the training part is not read."""
-    arguments.image_size = arguments.image_size or image_size
-    return _open(arguments, arguments.data, "test", split=arguments.split, classes=classes)
+    return _open(arguments, arguments.data, "test", image_size, split=arguments.split, classes=classes)
 
 
 def validation_data(arguments: argparse.Namespace, estimator: ProARDEstimator) -> tuple[Any, Any]:
@@ -70,14 +74,14 @@ def validation_data(arguments: argparse.Namespace, estimator: ProARDEstimator) -
     from proard_nas._random import derive_seed
     from proard_nas.data import validation_part
 
-    arguments.image_size = arguments.image_size or estimator.image_size_
-    own = own_validation(arguments, [str(name) for name in estimator.classes_])
+    size = estimator.image_size_
+    own = own_validation(arguments, [str(name) for name in estimator.classes_], size)
     if own is not None:
         return own if isinstance(own, tuple) else (own, None)
     if arguments.data is None:
         raise ValueError("a loaded estimator has no validation data; give --data (that of fit) or --val-data")
     x, y = validation_part(
-        *training_data(arguments),
+        *training_data(arguments, size),
         val_fraction=estimator.val_fraction,
         seed=derive_seed(estimator.seed_, "split"),
         num_classes=estimator.num_classes,
@@ -91,9 +95,8 @@ def validation_data(arguments: argparse.Namespace, estimator: ProARDEstimator) -
     return x, y
 
 
-def _open(arguments: argparse.Namespace, data: str, part: Any, **more: Any) -> tuple[Any, Any]:
+def _open(arguments: argparse.Namespace, data: str, part: Any, image_size: Size, **more: Any) -> tuple[Any, Any]:
     from proard_nas.data import open_data
 
-    return open_data(
-        data, part, image_size=arguments.image_size, root=arguments.root, download=arguments.download, **more
-    )
+    size = arguments.image_size or (None if Path(data).is_file() else image_size)
+    return open_data(data, part, image_size=size, root=arguments.root, download=arguments.download, **more)

@@ -65,8 +65,8 @@ def run(arguments: argparse.Namespace) -> Report:
 def _export_int8(student: StudentNet, arguments: argparse.Namespace) -> None:
     from proard_nas.deploy import export_onnx, quantize_onnx
 
-    arguments.image_size = arguments.image_size or image_shape(student)[1:]
-    images = student_source(student, *training_data(arguments)).head(arguments.n_calibration, seed=0).x
+    data = training_data(arguments, image_shape(student)[1:])
+    images = student_source(student, *data).head(arguments.n_calibration, seed=0).x
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "float.onnx"
         export_onnx(student, whole)

@@ -39,7 +39,7 @@ def open_data(
         The other part is not read.
     image_size : int or tuple of int, optional
         Side, or (height, width), in pixels, of a folder's or a named data set's images. None is 32, and for ``torch/``
-        the size that images have. Archives keep theirs.
+        the size that images have. An archive's images keep theirs; another one is refused.
     root : str or Path, optional
         Where a named data set is, or is downloaded to; ``torch/`` and ``wds/`` need it.
     download : bool, default=False
@@ -59,8 +59,8 @@ def open_data(
     FileNotFoundError
         If there is no such file, folder or name.
     ValueError
-        If the part is not there, ``split``, ``root`` or ``download`` is given for a file or folder, or training data
-        is asked for from a split called test.
+        If the part is not there, ``split``, ``root`` or ``download`` is given for a file or folder, ``image_size`` for
+        an archive of other images, or training data is asked for from a split called test.
     ImportError
         If timm needs a package for it that is not installed.
 
@@ -84,7 +84,19 @@ def open_data(
             f"there is no file or folder {str(data)!r}; allowed: an .npz archive, a folder of images, or a name that "
             f"begins with {', '.join(f'{name}/' for name in PACKAGES)}"
         )
-    return load_npz(path, part)
+    x, y = load_npz(path, part)
+    _check_size_of_archive(path, x.shape, image_size)
+    return x, y
+
+
+def _check_size_of_archive(path: Path, shape: tuple[int, ...], image_size: int | tuple[int, int] | None) -> None:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if size is not None and (len(shape) != 4 or shape[2:] != tuple(size)):
+        kept = f"images of {shape[2]}x{shape[3]} pixels" if len(shape) == 4 else f"an array of shape {shape}"
+        raise ValueError(
+            f"image_size is {size[0]}x{size[1]}, but {str(path)!r} holds {kept}, which are not resized; allowed: none "
+            "or their own, or a folder of images"
+        )
 
 
 def _refuse_options_of_named_data(data: str | Path, **given: Any) -> None:

@@ -105,6 +105,7 @@ def test_verify_measures_on_the_very_images_that_fit_held_out(estimator, fitted,
 def test_verify_needs_data_and_refuses_other_data(fitted, photos, fails, tmp_path):
     argv = ["search", "--estimator", fitted, *SEARCH, "--verify", "1"]
     assert "give --data (that of fit) or --val-data" in fails(*argv)
+    assert "--val-split val names a part of --data or --val-data" in fails(*argv, "--val-split", "val")
     assert "holds out 7 validation images" in fails(*argv, "--data", photos / "test")
 
 

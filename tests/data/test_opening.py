@@ -36,6 +36,18 @@ def test_an_archive_gives_the_part_asked_for(tmp_path):
         open_data(tmp_path / "b.npz", "test")
 
 
+def test_an_archives_images_are_not_resized(tmp_path):
+    x, y = np.zeros((6, 3, 4, 5), np.float32), np.arange(6)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y)
+    np.savez(tmp_path / "table.npz", x_train=x.reshape(6, 60), y_train=y)
+    assert open_data(tmp_path / "a.npz", image_size=(4, 5))[0].shape == x.shape
+    for size, given in (((5, 4), "5x4"), (8, "8x8")):
+        with pytest.raises(ValueError, match=rf"image_size is {given}, but .*a.npz' holds images of 4x5 pixels"):
+            open_data(tmp_path / "a.npz", image_size=size)
+    with pytest.raises(ValueError, match=r"image_size is 8x8, but .* holds an array of shape \(6, 60\)"):
+        open_data(tmp_path / "table.npz", image_size=8)
+
+
 def test_a_folder_with_parts_gives_only_the_part_asked_for(tmp_path):
     write_folder(tmp_path / "train", ["cat", "dog"])
     write_folder(tmp_path / "test", ["dog"])
