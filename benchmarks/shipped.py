@@ -28,7 +28,6 @@ import functools
 import json
 import os
 import shutil
-import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -53,7 +52,7 @@ from proard_nas.evaluation import AttackSettings, calibrate, evaluate
 from proard_nas.evaluation.population import append_line, checksum
 from proard_nas.supernets import StudentNet
 from proard_nas.supernets.saving import rounded
-from proard_nas.training import CheckpointStore, Precision, Stage, Trainer, TrainSettings
+from proard_nas.training import CheckpointStore, Ledger, Precision, Stage, Trainer, TrainSettings, training_cost
 
 PARTS = ("train", "pack", "card", "alone")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -281,7 +280,7 @@ def pack(job: Job) -> dict[str, Any]:
         "calibration": checked,
         "predictor": estimator.predictor_score_,
         "n_labels": len(estimator.labels_),
-        "training_seconds": training_seconds(estimator),
+        "training_seconds": training_seconds(estimator.spent_),
         "cores": job.cores,
         "trained_last": {"recipe": dataclasses.asdict(job.recipe), "budget": dataclasses.asdict(budget)},
         "macs": estimator.spent_.total.macs,
@@ -291,16 +290,15 @@ def pack(job: Job) -> dict[str, Any]:
     }
 
 
-def training_seconds(estimator: ProARDEstimator) -> float:
+def training_seconds(spent: Ledger) -> float:
     """Return the seconds of all stages, without labelling."""
-    parts = estimator.spent_.entries
-    return float(sum(spent.seconds for name, spent in parts.items() if name != "labelling"))
+    return float(sum(stage.seconds for name, stage in spent.entries.items() if name != "labelling"))
 
 
 def description(job: Job, estimator: ProARDEstimator) -> str:
     machine = _record.machine()
     epochs = Counter(row["stage"] for row in estimator.history_)
-    hours = training_seconds(estimator) / 3600
+    hours = training_seconds(estimator.spent_) / 3600
     file = "" if job.file is None else "=FILE.npz"
     return (
         f"Trained on {job.budget.n_train:,} images in {hours:.1f} hours on {job.cores} CPU core{'s' * (job.cores > 1)} "
@@ -431,7 +429,13 @@ def card(job: Job) -> list[dict[str, Any]]:
 def alone(job: Job) -> list[dict[str, Any]]:
     """Train the largest and the found students alone, for the supernet's time and a fiftieth of it, and measure."""
     estimator = ProARDEstimator.load(job.packed)
-    epochs, cores = largest_epochs(estimator.history_), earlier(job).get("pack", {}).get("cores", _training.threads(1))
+    height, width = job.images().train.x.shape[2:]
+    settings, stages = job.recipe.settings(0, Precision(), 0.0), [alone_stage(job.recipe, 1)]
+    epoch = training_cost(estimator.supernet_, stages, job.budget.n_train, settings.budget, (height, width))
+    epochs, cores = (
+        largest_epochs(estimator.spent_, epoch.macs),
+        earlier(job).get("pack", {}).get("cores", _training.threads(1)),
+    )
     archs = chosen(estimator, job.budget.limits)
     tasks = [Task(name, archs[name], part, part * epochs, cores) for name, part in trained_alone(archs)]
     job.records.mkdir(parents=True, exist_ok=True)
@@ -449,21 +453,14 @@ def trained_alone(students: Iterable[str]) -> list[tuple[str, float]]:
     return [(name, part) for part in (1.0, 1 / DEVICES) for name in names if part == 1 or name != "largest"]
 
 
-def largest_epochs(history: Sequence[dict[str, Any]]) -> float:
-    """Return how long a supernet was trained, in epochs of its teacher, which is the largest student alone.
+def largest_epochs(spent: Ledger, epoch_macs: float) -> float:
+    """Return how long a supernet was trained, in epochs of the largest student alone, of so many multiply-accumulates.
 
-    Each training in the history, the first and those that went on from it, counts in the median seconds of its own
-    teacher's epochs: they may have been on different machines. Validation is left out, here and there.
+    The teacher is the largest student: its seconds, on whatever machines and with whatever losses it was trained, say
+    how fast the largest student's are done.
     """
-    trainings: list[list[dict[str, Any]]] = []
-    for row in history:
-        if row["stage"] == "teacher" and row["epoch"] == 0:
-            trainings.append([])
-        trainings[-1].append(row)
-    return sum(
-        sum(row["seconds"] for row in rows) / statistics.median(r["seconds"] for r in rows if r["stage"] == "teacher")
-        for rows in trainings
-    )
+    teacher = spent.entries["teacher"]
+    return training_seconds(spent) / teacher.seconds * teacher.macs / epoch_macs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from proard_nas import ProARDEstimator
+from proard_nas.training import Ledger
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the project's benchmarks folder")
@@ -200,19 +201,16 @@ def test_the_papers_costs_are_those_of_its_schedule(scripts: dict[str, ModuleTyp
 
 
 def test_time_alone_is_counted_in_epochs_of_the_largest_student(scripts: dict[str, ModuleType]) -> None:
-    def rows(*, teacher: float, step: float) -> list[dict[str, Any]]:
-        seconds = {"teacher": [teacher] * 4 + [9 * teacher], "width_mult": [step] * 2}  # one epoch beside other work
-        return [
-            {"stage": stage, "epoch": epoch, "seconds": one}
-            for stage, ones in seconds.items()
-            for epoch, one in enumerate(ones)
-        ]
+    def spent(**stages: tuple[float, float]) -> Ledger:
+        entry = {"images": 1, "steps": 1, "energy_joules": None, "device": "cpu"}
+        return Ledger.from_dict({name: {**entry, "seconds": s, "macs": macs} for name, (s, macs) in stages.items()})
 
     largest_epochs = scripts["shipped"].largest_epochs
-    once = rows(teacher=100.0, step=300.0)
-    assert largest_epochs(once) == pytest.approx(4 + 9 + 2 * 3)
-    # The second training was on a machine four times as fast: it is as much.
-    assert largest_epochs(once + rows(teacher=25.0, step=75.0)) == pytest.approx(2 * (4 + 9 + 2 * 3))
+    # The largest took 4 epochs of 5e9 in 400 seconds; the steps took as long as 6 more of them; labels do not count.
+    once = spent(teacher=(400.0, 20e9), width_mult=(600.0, 9e9), labelling=(77.0, 1e9))
+    assert largest_epochs(once, 5e9) == pytest.approx(10)
+    # The same time is half as many epochs of twice the work, whatever the teacher's own epochs were.
+    assert largest_epochs(once, 10e9) == pytest.approx(5)
 
 
 @pytest.mark.slow
