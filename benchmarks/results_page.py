@@ -27,8 +27,8 @@ import resume
 import search
 import student_overhead
 import training_step
+from _alone import trained_alone
 from matplotlib.figure import Figure
-from shipped import trained_alone
 from tabulate import tabulate
 
 mpl.use("Agg")
@@ -206,7 +206,7 @@ def shipped(page: Page) -> None:
         titles = [*(f"{NAMES[m]}, %" for m in METRICS[:-1]), f"AutoAttack, % ({n_auto} images)"]
         rows = [["the supernet's", *shipped_row(row)] for row in found.get("card", [])]
         rows += [
-            [f"alone, {_share(row['part'])} ({row['epochs']} epochs)", *shipped_row(row)]
+            [f"{_kind(row)}, {_share(row['part'])} ({row['epochs']} epochs)", *shipped_row(row)]
             for row in found.get("alone", [])
         ]
         page.table(rows, ["trained", "student", *titles])
@@ -225,6 +225,10 @@ def shipped_row(row: dict[str, Any]) -> list[str]:
     return [row["student"], *(percent(row[m]) for m in METRICS)]
 
 
+def _kind(row: dict[str, Any]) -> str:
+    return "the supernet's, tuned" if row["tuned"] else "alone"
+
+
 def _share(part: float) -> str:
     return "the whole time" if part == 1 else f"a {round(1 / part)}th of it"
 
@@ -237,11 +241,15 @@ def shipped_words(found: dict[str, Any]) -> Iterator[str]:
         if own:
             changes = [f"{NAMES[m]} {100 * (own[m] - row[m]):+.1f}" for m in _robustness.METRICS]
             yield (
-                f"{row['student']}: the supernet's student minus the same network alone for {_share(row['part'])}: "
-                f"{', '.join(changes)} points."
+                f"{row['student']}: the supernet's student minus the same network "
+                f"{'tuned' if row['tuned'] else 'alone'} for {_share(row['part'])}: {', '.join(changes)} points."
             )
-    done = {(row["student"], row["part"]) for row in found.get("alone", [])}
-    left = [f"{name} ({_share(part)})" for name, part in trained_alone(card) if (name, part) not in done]
+    done = {(row["student"], row["part"], row["tuned"]) for row in found.get("alone", [])}
+    left = [
+        f"{name} ({'tuned, ' * tuned}{_share(part)})"
+        for name, part, tuned in trained_alone(card)
+        if (name, part, tuned) not in done
+    ]
     if left:
         yield f"Not trained alone yet: {', '.join(left)}."
 

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the project's
 SCRIPTS = ("table1", "population", "widths", "devices", "predicted", "generations")
 OTHERS = ("shipped", "results_page")
 PRINTED = ("predictor", "search", "labelling", "export", "latency", "training_step", "student_overhead", "resume")
-HELPERS = ("_images", "_record", "_robustness", "_study", "_training", "network_shapes", *PRINTED)
+STUDIES = ("_images", "_record", "_robustness", "_study", "_training", "network_shapes")
+HELPERS = (*STUDIES, "_alone", "_shipped", "_synthetic", *PRINTED)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_time_alone_is_counted_in_epochs_of_the_largest_student(scripts: dict[st
         entry = {"images": 1, "steps": 1, "energy_joules": None, "device": "cpu"}
         return Ledger.from_dict({name: {**entry, "seconds": s, "macs": macs} for name, (s, macs) in stages.items()})
 
-    largest_epochs = scripts["shipped"].largest_epochs
+    largest_epochs = scripts["_alone"].largest_epochs
     # The largest took 4 epochs of 5e9 in 400 seconds; the steps took as long as 6 more of them; labels do not count.
     once = spent(teacher=(400.0, 20e9), width_mult=(600.0, 9e9), labelling=(77.0, 1e9))
     assert largest_epochs(once, 5e9) == pytest.approx(10)
@@ -232,12 +233,14 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
     assert [row["student"] for row in found["card"]][::2] == ["largest", "smallest"]
     assert [row["part"] for row in found["alone"]] == [1 / 50]  # the shortest first
     later = shipped.main([*options, "--parts", "alone", *paths])  # what the first run found stays in the file
-    assert [row["part"] for row in later["alone"]] == [1.0] * 2 + [1 / 50]
+    assert [row["part"] for row in later["alone"]] == [1.0] * 2 + [1 / 50] * 2
     assert later["alone"][2] == found["alone"][0] and later["pack"] == found["pack"] and later["card"] == found["card"]
-    largest, whole, part = later["alone"]
+    largest, whole, part, tuned = later["alone"]
     assert largest["epochs"] == round(largest["largest_epochs"]) > 3 and largest["share_of_largest_time"] == 1
     assert whole["epochs"] > largest["epochs"] and whole["share_of_largest_time"] < 1  # it is the cheaper network
     assert part["largest_epochs"] == whole["largest_epochs"] / 50 and part["epochs"] < whole["epochs"]
+    assert [row["tuned"] for row in later["alone"]] == [False] * 3 + [True]
+    assert tuned["part"] == 1 / 50 and tuned["stages"][0]["lr"] < part["stages"][0]["lr"]
     found = later
     folder = tmp_path / "package" / "proard_dyn_resnet_small"
     est = ProARDEstimator.load(folder)

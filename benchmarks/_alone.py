@@ -1,0 +1,193 @@
+"""Networks that the shipped supernet's students are compared with: trained alone, or tuned, for a part of its time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import _images
+import _robustness
+import _study
+import _training
+import torch
+from _shipped import Job, Recipe, chosen, earlier, packed_weights, training_seconds
+from torch import nn
+
+from proard_nas import Architecture, ProARDEstimator
+from proard_nas.evaluation import calibrate
+from proard_nas.supernets import StudentNet
+from proard_nas.training import CheckpointStore, Ledger, Precision, Stage, Trainer, TrainSettings, training_cost
+
+DEVICES = 50
+
+
+def alone(job: Job) -> list[dict[str, Any]]:
+    """Train the largest and the found students for the supernet's time or a fiftieth of it, and measure them."""
+    estimator = ProARDEstimator.load(job.packed)
+    height, width = job.images().train.x.shape[2:]
+    settings, stages = job.recipe.settings(0, Precision(), 0.0), [alone_stage(job.recipe, 1)]
+    epoch = training_cost(estimator.supernet_, stages, job.budget.n_train, settings.budget, (height, width))
+    epochs = largest_epochs(estimator.spent_, epoch.macs)
+    cores = earlier(job).get("pack", {}).get("cores", _training.threads(1))
+    archs = chosen(estimator, job.budget.limits)
+    weights = packed_weights(job)
+    tasks = [
+        Task(name, archs[name], part, part * epochs, cores, weights if tuned else None)
+        for name, part, tuned in trained_alone(archs)
+    ]
+    job.records.mkdir(parents=True, exist_ok=True)
+    waiting = sorted(
+        (task for task in tasks if not alone_record(job, task).exists()), key=lambda task: task.part
+    )  # stable
+    _training.run_side_by_side(
+        waiting[: job.n_alone], lambda task: True, functools.partial(train_alone, job), job.jobs, "alone"
+    )
+    records = {task: alone_record(job, task) for task in tasks}
+    return [{"student": task.name, **json.loads(path.read_text())} for task, path in records.items() if path.exists()]
+
+
+def trained_alone(students: Iterable[str]) -> list[tuple[str, float, bool]]:
+    """Return which students are trained alone, too, for which part of the supernet's time, and whether only tuned."""
+    names = [name for name in students if name != "smallest"]
+    found = [name for name in names if name != "largest"]
+    whole = [(name, 1.0, False) for name in names]
+    return whole + [(name, 1 / DEVICES, tuned) for tuned in (False, True) for name in found]
+
+
+def largest_epochs(spent: Ledger, epoch_macs: float) -> float:
+    """Return how long a supernet was trained, in epochs of the largest student alone, of so many multiply-accumulates.
+
+    The teacher is the largest student: its seconds, on whatever machines and with whatever losses it was trained, say
+    how fast the largest student's are done.
+    """
+    teacher = spent.entries["teacher"]
+    return training_seconds(spent) / teacher.seconds * teacher.macs / epoch_macs
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A network to train alone for the time of so many epochs of the largest student, on so many cores.
+
+    ``start`` has the checksum of the supernet's weights that it starts from; None starts from none.
+    """
+
+    name: str
+    arch: Architecture
+    part: float
+    largest_epochs: float
+    cores: int
+    start: str | None = None
+
+    def __str__(self) -> str:
+        tuned = "" if self.start is None else " tuned for"
+        return f"{self.name},{tuned} the time of {self.largest_epochs:.2f} epochs of the largest"
+
+
+def alone_record(job: Job, task: Task) -> Path:
+    kind = "alone" if task.start is None else f"tuned-{task.start}"
+    return job.records / f"{kind}-{_study.short_name(task.arch)}-{task.largest_epochs:.2f}.json"
+
+
+def train_alone(job: Job, task: Task) -> None:
+    """Train one network alone for its time, measure it, and leave a record."""
+    path, threads = alone_record(job, task), _training.threads(job.jobs)
+    store, plan = job.folder / path.stem, job.folder / f"{path.stem}.plan"
+    recipe, images = job.recipe, job.images()
+    if not plan.exists():
+        torch.set_num_threads(task.cores)
+        _training.write(plan, planned_alone(job, task, images))
+    torch.set_num_threads(threads)
+    planned = json.loads(plan.read_text())
+    network, precision = first_weights(job, task), Precision(**planned["precision"])
+    precision.prepare(network)
+    stage = alone_stage(recipe, planned["epochs"], tuned=task.start is not None)
+    trainer = _training.train(
+        network,
+        dataclasses.replace(images, validation=images.validation.head(job.budget.n_watch)),
+        [stage],
+        recipe.settings(0, precision, 120.0),
+        n_calibration=job.budget.n_calibration,
+        store=CheckpointStore(store, {"arch": task.arch.to_dict(), "epochs": stage.epochs}),
+    )
+    measured = _robustness.measure_network(network, images.test, job.test, auto=True)
+    given = {
+        "arch": task.arch.to_dict(),
+        "part": task.part,
+        "tuned": task.start is not None,
+        "largest_epochs": task.largest_epochs,
+        "cores": task.cores,
+    }
+    found = _training.report(trainer, [stage], recipe.batch_size)
+    _training.write(path, {**given, **planned, "threads": threads, **measured, **found})
+    shutil.rmtree(store)
+
+
+def planned_alone(job: Job, task: Task, images: _images.Data) -> dict[str, Any]:
+    """Return the epochs that a network gets, and the fastest precision here.
+
+    The epochs follow from a few steps of it beside as many of the largest student, both timed here: it may then be
+    trained on any machine and any number of cores.
+    """
+    recipe, supernet = job.recipe, ProARDEstimator.load(job.packed).supernet_
+    stages = [alone_stage(recipe, max(1, round(task.largest_epochs)))]
+    precision = _training.measured_precision(
+        supernet, images.train, stages, recipe.settings(0, Precision(), 60.0), recipe.precision, str(task)
+    )
+    share = 1.0
+    if task.arch != supernet.space.largest:
+        networks = [untrained(job, arch) for arch in (task.arch, supernet.space.largest)]
+        own, largest = step_seconds(networks, images, recipe, recipe.settings(0, precision, 60.0))
+        share = own / largest
+    return {
+        "share_of_largest_time": share,
+        "epochs": max(1, round(task.largest_epochs / share)),
+        "precision": dataclasses.asdict(precision),
+    }
+
+
+def untrained(job: Job, arch: Architecture) -> StudentNet:
+    """Return an untrained network of one architecture."""
+    return _study.Study(job.data, job.file, "", _study.SMOKE, job.recipe, job.work).alone(arch, 0)
+
+
+def first_weights(job: Job, task: Task) -> StudentNet:
+    """Return a network as it starts: untrained, or as it is in the supernet."""
+    if task.start is None:
+        return untrained(job, task.arch)
+    estimator = ProARDEstimator.load(job.packed)
+    return calibrate(estimator.supernet_.extract(task.arch), estimator.calibration_images_)
+
+
+def alone_stage(recipe: Recipe, epochs: int, tuned: bool = False) -> Stage:
+    """Return the teacher's stage for a network alone, with a warm-up that a few epochs leave room for.
+
+    One that is tuned has the steps' learning rate, which spoils less of its weights.
+    """
+    lr = recipe.lr if tuned else recipe.teacher_lr
+    shorter = dataclasses.replace(recipe, warmup=min(recipe.warmup, epochs / 10), teacher_lr=lr)
+    return dataclasses.replace(_training.teacher_stage(shorter, epochs, recipe.network(10, 0)), name="alone")
+
+
+def step_seconds(
+    networks: Sequence[nn.Module], images: _images.Data, recipe: Recipe, settings: TrainSettings
+) -> list[float]:
+    """Time a few training steps of a copy of each network, in turn, and return each one's seconds in its best round."""
+    few = images.train.head(6 * recipe.batch_size)
+    stage, rounds = dataclasses.replace(alone_stage(recipe, 1), warmup=0.0), []
+    for network in networks:
+        settings.precision.prepare(network)
+    for _ in range(4):
+        rounds.append([])
+        for network in networks:
+            trainer = Trainer(copy.deepcopy(network), few, few.x[:64], settings)
+            start = time.perf_counter()
+            trainer.run([stage])
+            rounds[-1].append(time.perf_counter() - start)
+    return [min(seconds) for seconds in zip(*rounds[1:], strict=True)]  # the first warms up
