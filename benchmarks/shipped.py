@@ -3,9 +3,10 @@
 Parts, each of which goes on from what it has left in the ``--work`` folder:
 
 - ``train``: the teacher by single-step adversarial training, then the paper's three steps (RSLAD), with a moving
-  average of the weights and the best ones by validation images. With ``--further`` all of it again, from the weights
-  that are packed: the work folder of the first training is not needed. The largest student, which the first time lost
-  in the steps what it had as the teacher, is then among the students of every step.
+  average of the weights and the best ones by validation images. With ``--further`` the last step again, from the
+  weights that are packed: the work folder of the first training is not needed. The largest student, which the first
+  time lost in the steps what it had as the teacher, is then among the students of every step and goes on learning from
+  labels.
 - ``pack``: weights rounded to float16; images for calibration that are no photographs, but have the statistics that the
   training images have in every student; labels on validation images; the predictor; the folder in the package.
 - ``card``: five students (the ends and three that a search found) on the test images: natural, FGSM, PGD-20 and, on

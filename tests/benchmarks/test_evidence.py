@@ -259,5 +259,5 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
     further = ["--further", "--parts", "train", "pack"]
     shipped.main(["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *further, *paths])
     more = ProARDEstimator.load(folder)
-    assert more.history_[: len(est.history_)] == est.history_ and len(more.history_) == 2 * len(est.history_)
-    assert more.spent_.total.seconds > seconds and "teacher 6" in (folder / "README.md").read_text()
+    assert more.history_[: len(est.history_)] == est.history_ and len(more.history_) == len(est.history_) + 3
+    assert more.spent_.total.seconds > seconds and "expand_ratio 4" in (folder / "README.md").read_text()
