@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -49,6 +50,20 @@ def fitted(digits):
     return ProARDEstimator(**SMALL).fit(*digits)
 
 
+@pytest.fixture(scope="module")
+def finished(digits, tmp_path_factory):
+    """Return the folder of a run that is finished."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """Return a copy of that folder, to be changed."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
 def bits(estimator):
     return {name: tensor.clone() for name, tensor in estimator.supernet_.state_dict().items()}
 
@@ -90,23 +105,26 @@ def test_a_stopped_fit_leaves_a_usable_estimator_and_goes_on_to_the_same_bits(
     assert (est.labels_.accuracies == fitted.labels_.accuracies).all()
 
 
-def test_a_finished_run_is_not_trained_or_labelled_again(digits, tmp_path, monkeypatch):
-    first = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path / "run")
+def untouched(monkeypatch):
+    """Let nothing be trained or labelled from here on."""
     monkeypatch.setattr(Trainer, "step", None)
     monkeypatch.setattr("proard_nas.evaluation.population.label_student", None)
-    second = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path / "run")
-    assert all(torch.equal(tensor, bits(first)[name]) for name, tensor in bits(second).items())
 
 
-def test_a_folder_of_other_settings_or_data_is_refused_by_naming_the_difference(digits, tmp_path):
-    est = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path / "run")
+def test_a_finished_run_is_not_trained_or_labelled_again(digits, fitted, run, monkeypatch):
+    untouched(monkeypatch)
+    second = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=run)
+    assert all(torch.equal(tensor, bits(fitted)[name]) for name, tensor in bits(second).items())
+
+
+def test_a_folder_of_other_settings_or_data_is_refused_by_naming_the_difference(digits, fitted, run, monkeypatch):
     with pytest.raises(ValueError, match=r"parameters\.eps.*0\.1.*0\.05"):
-        ProARDEstimator(**{**SMALL, "eps": 0.05}).fit(*digits, checkpoint_dir=tmp_path / "run")
+        ProARDEstimator(**{**SMALL, "eps": 0.05}).fit(*digits, checkpoint_dir=run)
     with pytest.raises(ValueError, match=r"data\.train"):
-        ProARDEstimator(**SMALL).fit(digits[0][:300], digits[1][:300], checkpoint_dir=tmp_path / "run")
-    before = bits(est)
-    est.fit(*digits, checkpoint_dir=tmp_path / "run")  # nothing was lost
-    assert all(torch.equal(tensor, before[name]) for name, tensor in bits(est).items())
+        ProARDEstimator(**SMALL).fit(digits[0][:300], digits[1][:300], checkpoint_dir=run)
+    untouched(monkeypatch)
+    est = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=run)  # nothing was lost
+    assert all(torch.equal(tensor, bits(fitted)[name]) for name, tensor in bits(est).items())
 
 
 class Loss:
@@ -151,16 +169,15 @@ def test_a_device_of_torchs_is_as_good_as_its_name(digits, monkeypatch):
         ProARDEstimator(**SMALL, device=torch.device("cpu")).fit(*digits)
 
 
-def test_a_parameter_that_a_folder_is_too_old_to_know_counts_as_its_default(digits, tmp_path, monkeypatch):
-    ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path / "run")
-    path = tmp_path / "run" / "settings.json"
+def test_a_parameter_that_a_folder_is_too_old_to_know_counts_as_its_default(digits, run, monkeypatch):
+    path = run / "settings.json"
     settings = json.loads(path.read_text())
     assert settings["parameters"].pop("anneal") == "stage"
     path.write_text(json.dumps(settings))
-    monkeypatch.setattr(Trainer, "step", None)
-    ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path / "run")
+    untouched(monkeypatch)
+    ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=run)
     with pytest.raises(ValueError, match=r'parameters\.anneal was "stage" and is now "whole"'):
-        ProARDEstimator(**SMALL, anneal="whole").fit(*digits, checkpoint_dir=tmp_path / "run")
+        ProARDEstimator(**SMALL, anneal="whole").fit(*digits, checkpoint_dir=run)
 
 
 def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(digits, tmp_path):
