@@ -323,12 +323,15 @@ def differences(page: Page, rows: Sequence[Difference]) -> None:
 
 
 def points(found: dict[str, Any]) -> str:
-    """Return a difference in points with its standard error, in bold where it is shown."""
+    """Return a difference in points with its standard error, in bold where it is shown, marked where barely."""
     text = f"{100 * found['mean']:+.2f}"
     if found["standard_error"] is None:
         return text
     text += f" ± {100 * found['standard_error']:.2f}"
-    return f"**{text}**" if found["shown"] else text
+    if not found["shown"]:
+        return text
+    low, high = found["t_interval"]
+    return f"**{text}**" + (" †" if low <= 0 <= high else "")
 
 
 def shown(against: dict[str, dict[str, Any]]) -> str:
@@ -577,7 +580,8 @@ INTRODUCTION = """\
 Every figure on this page was read from a file under `benchmarks/results/` by `python benchmarks/results_page.py`; under
 each section stands the command that makes the file again. No figure was chosen on the test images: weights, students
 and searches were chosen on images split off from the training part. Differences between methods count as shown where
-they are larger than twice their standard error over the seeds. Long runs were put together from several: with
+they are larger than twice their standard error over the seeds; † marks those whose 95 % t-interval, wide with two or
+three seeds, holds zero all the same. Long runs were put together from several: with
 `--records benchmarks/results/records` a script goes on from the seeds and networks that are finished."""
 
 

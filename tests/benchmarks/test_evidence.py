@@ -158,7 +158,7 @@ def test_the_page_begins_with_answers(scripts: dict[str, ModuleType], tmp_path: 
     page.in_short(made)
     cells = [cell.strip() for cell in made.parts[-1].splitlines()[-1].strip("|").split("|")]
     # Differences of 1, 2 and 3 points: their deviation is 1, the standard error 1 / sqrt(3).
-    assert cells == ["digits", "50", "3", "**+2.00 ± 0.58**", "+0.00 ± 0.00", "+0.00 ± 5.77"]
+    assert cells == ["digits", "50", "3", "**+2.00 ± 0.58** †", "+0.00 ± 0.00", "+0.00 ± 5.77"]
 
 
 def test_the_committed_page_is_that_of_the_committed_results(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
