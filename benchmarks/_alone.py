@@ -17,11 +17,11 @@ import _robustness
 import _study
 import _training
 import torch
-from _shipped import Job, Recipe, chosen, earlier, packed_weights, training_seconds
+from _shipped import Job, Recipe, chosen, earlier, training_seconds
 from torch import nn
 
 from proard_nas import Architecture, ProARDEstimator
-from proard_nas.evaluation import calibrate
+from proard_nas.evaluation.population import checksum
 from proard_nas.supernets import StudentNet
 from proard_nas.training import CheckpointStore, Ledger, Precision, Stage, Trainer, TrainSettings, training_cost
 
@@ -31,21 +31,20 @@ DEVICES = 50
 def alone(job: Job) -> list[dict[str, Any]]:
     """Train the largest and the found students for the supernet's time or a fiftieth of it, and measure them."""
     estimator = ProARDEstimator.load(job.packed)
-    height, width = job.images().train.x.shape[2:]
+    height, width = estimator.calibration_images_.shape[2:]
     settings, stages = job.recipe.settings(0, Precision(), 0.0), [alone_stage(job.recipe, 1)]
     epoch = training_cost(estimator.supernet_, stages, job.budget.n_train, settings.budget, (height, width))
     epochs = largest_epochs(estimator.spent_, epoch.macs)
     cores = earlier(job).get("pack", {}).get("cores", _training.threads(1))
     archs = chosen(estimator, job.budget.limits)
-    weights = packed_weights(job)
+    weights = checksum(estimator.supernet_)
     tasks = [
-        Task(name, archs[name], part, part * epochs, cores, weights if tuned else None)
-        for name, part, tuned in trained_alone(archs)
+        Task(name, archs[name], 1 / n, epochs / n, cores, weights if tuned else None)
+        for name, n, tuned in trained_alone(archs)
     ]
     job.records.mkdir(parents=True, exist_ok=True)
-    waiting = sorted(
-        (task for task in tasks if not alone_record(job, task).exists()), key=lambda task: task.part
-    )  # stable
+    missing = [task for task in tasks if not alone_record(job, task).exists()]
+    waiting = sorted(missing, key=lambda task: task.part)
     _training.run_side_by_side(
         waiting[: job.n_alone], lambda task: True, functools.partial(train_alone, job), job.jobs, "alone"
     )
@@ -53,12 +52,12 @@ def alone(job: Job) -> list[dict[str, Any]]:
     return [{"student": task.name, **json.loads(path.read_text())} for task, path in records.items() if path.exists()]
 
 
-def trained_alone(students: Iterable[str]) -> list[tuple[str, float, bool]]:
-    """Return which students are trained alone, too, for which part of the supernet's time, and whether only tuned."""
+def trained_alone(students: Iterable[str]) -> list[tuple[str, int, bool]]:
+    """Return which students are trained, too, by how much the supernet's time is divided, and whether only tuned."""
     names = [name for name in students if name != "smallest"]
     found = [name for name in names if name != "largest"]
-    whole = [(name, 1.0, False) for name in names]
-    return whole + [(name, 1 / DEVICES, tuned) for tuned in (False, True) for name in found]
+    whole = [(name, 1, False) for name in names]
+    return whole + [(name, DEVICES, tuned) for tuned in (False, True) for name in found]
 
 
 def largest_epochs(spent: Ledger, epoch_macs: float) -> float:
@@ -161,8 +160,7 @@ def first_weights(job: Job, task: Task) -> StudentNet:
     """Return a network as it starts: untrained, or as it is in the supernet."""
     if task.start is None:
         return untrained(job, task.arch)
-    estimator = ProARDEstimator.load(job.packed)
-    return calibrate(estimator.supernet_.extract(task.arch), estimator.calibration_images_)
+    return ProARDEstimator.load(job.packed).extract(task.arch)
 
 
 def alone_stage(recipe: Recipe, epochs: int, tuned: bool = False) -> Stage:

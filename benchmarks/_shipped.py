@@ -34,7 +34,7 @@ class Budget:
     n_watch : int
         Validation images that training is watched on.
     teacher_epochs, step_epochs : int
-        The latter of each of the three steps.
+        The latter of each of the three steps, or of a third of the one that takes their place.
     n_calibration : int
         Training images whose statistics the calibration images are to have.
     n_synthetic, synthetic_steps : int

@@ -246,9 +246,9 @@ def shipped_words(found: dict[str, Any]) -> Iterator[str]:
             )
     done = {(row["student"], row["part"], row["tuned"]) for row in found.get("alone", [])}
     left = [
-        f"{name} ({'tuned, ' * tuned}{_share(part)})"
-        for name, part, tuned in trained_alone(card)
-        if (name, part, tuned) not in done
+        f"{name} ({'tuned, ' * tuned}{_share(1 / n)})"
+        for name, n, tuned in trained_alone(card)
+        if (name, 1 / n, tuned) not in done
     ]
     if left:
         yield f"Not trained alone yet: {', '.join(left)}."
