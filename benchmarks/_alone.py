@@ -6,9 +6,11 @@ import copy
 import dataclasses
 import functools
 import json
+import operator
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from proard_nas.supernets import StudentNet
 from proard_nas.training import CheckpointStore, Ledger, Precision, Stage, Trainer, TrainSettings, training_cost
 
 DEVICES = 50
+RUNS = 3  # for the whole time, as the supernet had several: each with a cosine of its own (Loshchilov and Hutter 2017)
 
 
 def alone(job: Job) -> list[dict[str, Any]]:
@@ -39,25 +42,32 @@ def alone(job: Job) -> list[dict[str, Any]]:
     archs = chosen(estimator, job.budget.limits)
     weights = checksum(estimator.supernet_)
     tasks = [
-        Task(name, archs[name], 1 / n, epochs / n, cores, weights if tuned else None)
-        for name, n, tuned in trained_alone(archs)
+        Task(name, archs[name], part, epochs, cores, weights if tuned else None)
+        for name, part, tuned in trained_alone(archs)
     ]
     job.records.mkdir(parents=True, exist_ok=True)
     missing = [task for task in tasks if not alone_record(job, task).exists()]
-    waiting = sorted(missing, key=lambda task: task.part)
+    waiting = sorted(missing, key=operator.attrgetter("in_runs"))[: job.n_alone]
     _training.run_side_by_side(
-        waiting[: job.n_alone], lambda task: True, functools.partial(train_alone, job), job.jobs, "alone"
+        waiting,
+        lambda task: task.before is None or alone_record(job, task.before).exists(),
+        functools.partial(train_alone, job),
+        job.jobs,
+        "alone",
     )
     records = {task: alone_record(job, task) for task in tasks}
     return [{"student": task.name, **json.loads(path.read_text())} for task, path in records.items() if path.exists()]
 
 
-def trained_alone(students: Iterable[str]) -> list[tuple[str, int, bool]]:
-    """Return which students are trained, too, by how much the supernet's time is divided, and whether only tuned."""
+def trained_alone(students: Iterable[str]) -> list[tuple[str, Fraction, bool]]:
+    """Return which students are trained, too, for which part of the supernet's time, and whether only tuned.
+
+    The whole time is the last of some runs, each of which goes on where the one before ended.
+    """
     names = [name for name in students if name != "smallest"]
     found = [name for name in names if name != "largest"]
-    whole = [(name, 1, False) for name in names]
-    return whole + [(name, DEVICES, tuned) for tuned in (False, True) for name in found]
+    runs = [(name, Fraction(run, RUNS), False) for name in names for run in range(1, RUNS + 1)]
+    return runs + [(name, Fraction(1, DEVICES), tuned) for tuned in (False, True) for name in found]
 
 
 def largest_epochs(spent: Ledger, epoch_macs: float) -> float:
@@ -72,17 +82,36 @@ def largest_epochs(spent: Ledger, epoch_macs: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A network to train alone for the time of so many epochs of the largest student, on so many cores.
+    """A network to train alone for a part of the supernet's time, on so many cores.
 
-    ``start`` has the checksum of the supernet's weights that it starts from; None starts from none.
+    ``whole`` is that time in epochs of the largest student. ``start`` has the checksum of the supernet's weights that
+    it starts from; None starts from none.
     """
 
     name: str
     arch: Architecture
-    part: float
-    largest_epochs: float
+    part: Fraction
+    whole: float
     cores: int
     start: str | None = None
+
+    @property
+    def largest_epochs(self) -> float:
+        return self.whole * float(self.part)
+
+    @property
+    def in_runs(self) -> bool:
+        return self.part * RUNS >= 1
+
+    @property
+    def before(self) -> Task | None:
+        """The run that this one goes on from."""
+        part = self.part - Fraction(1, RUNS)
+        return dataclasses.replace(self, part=part) if part > 0 else None
+
+    def epochs(self, share: float) -> int:
+        """Return its epochs, those of the runs before among them, if one takes such a share of the largest's time."""
+        return max(1, round(self.largest_epochs / share))
 
     def __str__(self) -> str:
         tuned = "" if self.start is None else " tuned for"
@@ -94,9 +123,15 @@ def alone_record(job: Job, task: Task) -> Path:
     return job.records / f"{kind}-{_study.short_name(task.arch)}-{task.largest_epochs:.2f}.json"
 
 
+def left_weights(job: Job, task: Task) -> Path:
+    """Return the folder of the weights from which the next run goes on."""
+    return alone_record(job, task).with_suffix(".weights")
+
+
 def train_alone(job: Job, task: Task) -> None:
     """Train one network alone for its time, measure it, and leave a record."""
     path, threads = alone_record(job, task), _training.threads(job.jobs)
+    before = {} if task.before is None else json.loads(alone_record(job, task.before).read_text())
     store, plan = job.folder / path.stem, job.folder / f"{path.stem}.plan"
     recipe, images = job.recipe, job.images()
     if not plan.exists():
@@ -106,7 +141,7 @@ def train_alone(job: Job, task: Task) -> None:
     planned = json.loads(plan.read_text())
     network, precision = first_weights(job, task), Precision(**planned["precision"])
     precision.prepare(network)
-    stage = alone_stage(recipe, planned["epochs"], tuned=task.start is not None)
+    stage = alone_stage(recipe, planned["epochs"] - before.get("epochs", 0), tuned=task.start is not None)
     trainer = _training.train(
         network,
         dataclasses.replace(images, validation=images.validation.head(job.budget.n_watch)),
@@ -118,35 +153,41 @@ def train_alone(job: Job, task: Task) -> None:
     measured = _robustness.measure_network(network, images.test, job.test, auto=True)
     given = {
         "arch": task.arch.to_dict(),
-        "part": task.part,
+        "part": float(task.part),
         "tuned": task.start is not None,
         "largest_epochs": task.largest_epochs,
         "cores": task.cores,
     }
     found = _training.report(trainer, [stage], recipe.batch_size)
+    found = {name: before[name] + value if before else value for name, value in found.items()}
+    if task.in_runs and task.part < 1:
+        _training.save_parts(left_weights(job, task), network)
     _training.write(path, {**given, **planned, "threads": threads, **measured, **found})
     shutil.rmtree(store)
+    if task.before is not None:
+        shutil.rmtree(left_weights(job, task.before))
 
 
 def planned_alone(job: Job, task: Task, images: _images.Data) -> dict[str, Any]:
     """Return the epochs that a network gets, and the fastest precision here.
 
-    The epochs follow from a few steps of it beside as many of the largest student, both timed here: it may then be
-    trained on any machine and any number of cores.
+    The epochs follow from a few steps of it beside as many of the largest student, both timed in one run, once for all
+    of its trainings: it may then be trained on any machine and any number of cores.
     """
     recipe, supernet = job.recipe, ProARDEstimator.load(job.packed).supernet_
-    stages = [alone_stage(recipe, max(1, round(task.largest_epochs)))]
+    stages = [alone_stage(recipe, task.epochs(1.0))]
     precision = _training.measured_precision(
         supernet, images.train, stages, recipe.settings(0, Precision(), 60.0), recipe.precision, str(task)
     )
-    share = 1.0
-    if task.arch != supernet.space.largest:
+    known = [json.loads(path.read_text()) for path in job.records.glob(f"*-{_study.short_name(task.arch)}-*.json")]
+    share = known[0]["share_of_largest_time"] if known else 1.0
+    if not known and task.arch != supernet.space.largest:
         networks = [untrained(job, arch) for arch in (task.arch, supernet.space.largest)]
         own, largest = step_seconds(networks, images, recipe, recipe.settings(0, precision, 60.0))
         share = own / largest
     return {
         "share_of_largest_time": share,
-        "epochs": max(1, round(task.largest_epochs / share)),
+        "epochs": task.epochs(share),
         "precision": dataclasses.asdict(precision),
     }
 
@@ -157,10 +198,18 @@ def untrained(job: Job, arch: Architecture) -> StudentNet:
 
 
 def first_weights(job: Job, task: Task) -> StudentNet:
-    """Return a network as it starts: untrained, or as it is in the supernet."""
-    if task.start is None:
-        return untrained(job, task.arch)
-    return ProARDEstimator.load(job.packed).extract(task.arch)
+    """Return a network as it starts: untrained, as the run before left it, or as it is in the supernet."""
+    if task.start is not None:
+        return ProARDEstimator.load(job.packed).extract(task.arch)
+    network = untrained(job, task.arch)
+    if task.before is not None:
+        folder = left_weights(job, task.before)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} has not the weights of {task.before}; without its record it is done again"
+            )
+        network.load_state_dict(_training.load_parts(folder))
+    return network
 
 
 def alone_stage(recipe: Recipe, epochs: int, tuned: bool = False) -> Stage:

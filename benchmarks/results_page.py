@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,13 @@ def shipped(page: Page) -> None:
                 f"Its largest student has {percent(largest['natural'])} % natural and {percent(largest['pgd20'])} % "
                 f"PGD-20 accuracy; the bar was 70 and 43: {'held' if held else 'missed'}."
             )
+        alone = next((r for r in found.get("alone", []) if r["student"] == "largest" and r["part"] == 1), None)
+        if largest is not None and alone is not None:
+            less = 100 * (alone["pgd20"] - largest["pgd20"])
+            page.add(
+                f"Alone for the whole time it has {less:+.2f} points of PGD-20 more; at most 3 was the bar: "
+                f"{'held' if less <= 3 else 'missed'}."
+            )
         page.bullets(shipped_words(found))
         page.source(name, record)
 
@@ -230,7 +238,7 @@ def _kind(row: dict[str, Any]) -> str:
 
 
 def _share(part: float) -> str:
-    return "the whole time" if part == 1 else f"a {round(1 / part)}th of it"
+    return "the whole time" if part == 1 else f"{Fraction(part).limit_denominator(1000)} of it"
 
 
 def shipped_words(found: dict[str, Any]) -> Iterator[str]:
@@ -246,9 +254,9 @@ def shipped_words(found: dict[str, Any]) -> Iterator[str]:
             )
     done = {(row["student"], row["part"], row["tuned"]) for row in found.get("alone", [])}
     left = [
-        f"{name} ({'tuned, ' * tuned}{_share(1 / n)})"
-        for name, n, tuned in trained_alone(card)
-        if (name, 1 / n, tuned) not in done
+        f"{name} ({'tuned, ' * tuned}{_share(part)})"
+        for name, part, tuned in trained_alone(card)
+        if (name, float(part), tuned) not in done
     ]
     if left:
         yield f"Not trained alone yet: {', '.join(left)}."

@@ -14,9 +14,10 @@ Parts, each of which goes on from what it has left in the ``--work`` folder:
 - ``alone``: the largest and the found students trained alone, for as long as the supernet took, and the found ones for
   a fiftieth of that too: what fifty devices would leave to each. For that fiftieth the found ones are also tuned:
   trained in the same way from what they are in the supernet. The time is counted in epochs of the largest student, so
-  that a faster or slower machine than the supernet's does not change what a network is given. Each network that is
-  finished leaves a small record; with ``--n-alone`` a run trains so many, the shorter ones first, and leaves the others
-  to later runs.
+  that a faster or slower machine than the supernet's does not change what a network is given. The whole time is split
+  in three trainings, each from where the one before ended, as the supernet had several. Each that is finished leaves a
+  small record, and the first two the weights to go on from; with ``--n-alone`` a run does so many of these trainings,
+  the fiftieths first, and leaves the others to later runs.
 
 Parts that a run leaves out keep their figures in ``--out``, as long as the packed weights are the same.
 """
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--budget", choices=BUDGETS, default="laptop")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--further", action="store_true", help="train the packed supernet further")
-    parser.add_argument("--n-alone", type=int, help="networks that this run trains alone (default: all that are left)")
+    parser.add_argument("--n-alone", type=int, help="trainings alone that this run does (default: all that are left)")
     parser.add_argument("--records", type=Path, help="folder for the records of networks alone (default: --work's)")
     parser.add_argument("--package", default=PACKAGE, help="folder in which the packed folder is made")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="labels, and networks alone, at once")

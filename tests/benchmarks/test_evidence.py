@@ -233,13 +233,16 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
     assert [row["student"] for row in found["card"]][::2] == ["largest", "smallest"]
     assert [row["part"] for row in found["alone"]] == [1 / 50]  # the shortest first
     later = shipped.main([*options, "--parts", "alone", *paths])  # what the first run found stays in the file
-    assert [row["part"] for row in later["alone"]] == [1.0] * 2 + [1 / 50] * 2
-    assert later["alone"][2] == found["alone"][0] and later["pack"] == found["pack"] and later["card"] == found["card"]
-    largest, whole, part, tuned = later["alone"]
+    assert [row["part"] for row in later["alone"]] == [1 / 3, 2 / 3, 1.0] * 2 + [1 / 50] * 2
+    assert later["alone"][6] == found["alone"][0] and later["pack"] == found["pack"] and later["card"] == found["card"]
+    first, _, largest, _, _, whole, part, tuned = later["alone"]
     assert largest["epochs"] == round(largest["largest_epochs"]) > 3 and largest["share_of_largest_time"] == 1
+    assert len(largest["history"]) == largest["epochs"] and largest["history"][: first["epochs"]] == first["history"]
+    assert [stage["lr"] for stage in largest["stages"]] == [first["stages"][0]["lr"]] * 3
+    assert not list((tmp_path / "work").rglob("*.weights"))  # those between the runs are gone
     assert whole["epochs"] > largest["epochs"] and whole["share_of_largest_time"] < 1  # it is the cheaper network
     assert part["largest_epochs"] == whole["largest_epochs"] / 50 and part["epochs"] < whole["epochs"]
-    assert [row["tuned"] for row in later["alone"]] == [False] * 3 + [True]
+    assert [row["tuned"] for row in later["alone"]] == [False] * 7 + [True]
     assert tuned["part"] == 1 / 50 and tuned["stages"][0]["lr"] < part["stages"][0]["lr"]
     found = later
     folder = tmp_path / "package" / "proard_dyn_resnet_small"
