@@ -35,6 +35,7 @@ SMALL = {
     "random_state": 0,
     "progress": False,
 }
+SHORT = {**SMALL, "epochs": 4, "attack_steps": 1, "n_labels": 12}  # where it does not matter how well it is trained
 SEARCH = {"population_size": 20, "n_generations": 5}
 
 
@@ -85,7 +86,7 @@ def same(first, second):
 def test_the_three_lines_work_as_written(digits):
     x_train, _, y_train, _ = head(digits)
     loader = DataLoader(TensorDataset(torch.from_numpy(x_train), torch.from_numpy(y_train)), 64, shuffle=True)
-    est = ProARDEstimator(**SMALL).fit(loader)
+    est = ProARDEstimator(**SHORT).fit(loader)
     student = est.search(max_flops=2000, **SEARCH).extract()
     assert isinstance(student, torch.nn.Module) and not student.training
     assert student(torch.rand(2, 1, 8, 8)).shape == (2, 10)
@@ -105,7 +106,7 @@ def test_a_found_student_fits_the_budget_and_is_a_calibrated_plain_timm_model(fi
 
 def test_the_supernet_is_of_images_of_the_datas_size(digits):
     x_train, _, y_train, _ = digits
-    few = {**SMALL, "epochs": 4, "attack_steps": 1, "n_labels": 12, "n_watch": 0}
+    few = {**SHORT, "n_watch": 0}
     est = ProARDEstimator(**few).fit(np.pad(x_train[:200], ((0, 0), (0, 0), (0, 4), (0, 4))), y_train[:200])
     assert tuple(est.supernet_.pretrained_cfg["input_size"]) == (1, 12, 12)
     assert est.supernet_.extract(est.supernet_.space.smallest).pretrained_cfg["input_size"] == (1, 12, 12)
@@ -203,7 +204,7 @@ def test_what_fit_finds_out_and_keeps(fitted, digits):
 
 def test_the_same_random_state_gives_the_same_bits_and_the_same_front(digits):
     x_train, _, y_train, _ = head(digits)
-    est = ProARDEstimator(**SMALL).fit(x_train, y_train)
+    est = ProARDEstimator(**SHORT).fit(x_train, y_train)
     again = clone(est).fit(x_train, y_train)
     assert same(bits(est), bits(again))
     assert est.labels_.accuracies.tolist() == again.labels_.accuracies.tolist()

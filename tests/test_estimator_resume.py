@@ -84,7 +84,10 @@ def stop_at(monkeypatch, epoch, number):
     monkeypatch.setattr(Trainer, "_report", report)
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGINT, KeyboardInterrupt), pytest.param(signal.SIGTERM, SystemExit, marks=pytest.mark.slow)],
+)
 def test_a_stopped_fit_leaves_a_usable_estimator_and_goes_on_to_the_same_bits(
     digits, fitted, tmp_path, monkeypatch, caplog, number, error
 ):
@@ -181,7 +184,8 @@ def test_a_parameter_that_a_folder_is_too_old_to_know_counts_as_its_default(digi
 
 
 def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(digits, tmp_path):
-    settings = {**SMALL, "random_state": None}
+    short = [Stage("teacher", 1, "natural", lr=0.1)]
+    settings = {**SMALL, "random_state": None, "epochs": None, "schedule": short}
     first = ProARDEstimator(**settings).fit(*digits, checkpoint_dir=tmp_path / "run")
     second = ProARDEstimator(**settings).fit(*digits, checkpoint_dir=tmp_path / "run")
     assert first.seed_ == second.seed_
@@ -248,7 +252,9 @@ def test_without_tensorboard_its_folder_is_refused_before_training(digits, monke
 
 
 def test_single_step_training_is_watched_each_epoch(digits):
-    est = ProARDEstimator(**{**SMALL, "attack": "n-fgsm"}).fit(*digits)
+    short = {"epochs": None, "schedule": [Stage("teacher", 2, "sat", lr=0.1)]}
+    est = ProARDEstimator(**{**SMALL, **short, "attack": "n-fgsm"}).fit(*digits)
+    assert len(est.history_) == 2
     assert all("single_step" in record["validation"] for record in est.history_)
 
 

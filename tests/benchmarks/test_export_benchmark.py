@@ -32,6 +32,7 @@ def test_students_have_logits_of_a_trained_networks_size(benchmark_module):
     assert 5 < logits.abs().max() < 20
 
 
+@pytest.mark.slow
 def test_a_supernet_is_trained_before_its_students_are_taken(benchmark_module):
     found = benchmark_module.measure("proard_dyn_resnet_small", 2, 0, "synthetic", 3)
     assert found["n_bit_equal"] == found["n_students"] == 2
