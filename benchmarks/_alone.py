@@ -104,10 +104,13 @@ class Task:
         return self.part * RUNS >= 1
 
     @property
+    def runs_before(self) -> int:
+        return max(0, int(self.part * RUNS) - 1)
+
+    @property
     def before(self) -> Task | None:
         """The run that this one goes on from."""
-        part = self.part - Fraction(1, RUNS)
-        return dataclasses.replace(self, part=part) if part > 0 else None
+        return dataclasses.replace(self, part=Fraction(self.runs_before, RUNS)) if self.runs_before else None
 
     def epochs(self, share: float) -> int:
         """Return its epochs, those of the runs before among them, if one takes such a share of the largest's time."""
@@ -146,7 +149,7 @@ def train_alone(job: Job, task: Task) -> None:
         network,
         dataclasses.replace(images, validation=images.validation.head(job.budget.n_watch)),
         [stage],
-        recipe.settings(0, precision, 120.0),
+        recipe.settings(task.runs_before, precision, 120.0),
         n_calibration=job.budget.n_calibration,
         store=CheckpointStore(store, {"arch": task.arch.to_dict(), "epochs": stage.epochs}),
     )
