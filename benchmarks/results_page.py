@@ -28,7 +28,7 @@ import resume
 import search
 import student_overhead
 import training_step
-from _alone import trained_alone
+from _alone import DEVICES, trained_alone
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -256,7 +256,7 @@ def shipped_words(found: dict[str, Any]) -> Iterator[str]:
     left = [
         f"{name} ({'tuned, ' * tuned}{_share(part)})"
         for name, part, tuned in trained_alone(card)
-        if (name, float(part), tuned) not in done
+        if part in (Fraction(1), Fraction(1, DEVICES)) and (name, float(part), tuned) not in done
     ]
     if left:
         yield f"Not trained alone yet: {', '.join(left)}."
