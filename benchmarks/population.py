@@ -17,7 +17,7 @@ from proard_nas.evaluation import Labels
 
 METHODS = (PROGRESSIVE, RANDOM)
 OUTPUTS = ("natural", "pgd20")
-LEAST = 3
+LEAST = 30
 
 
 def measure(study: Study) -> dict[str, Any]:
