@@ -1,7 +1,7 @@
 """Figures 2 and 7: accuracy and robustness of many students, trained progressively or by random sampling.
 
 Both supernets start from the same teacher and take as many student-steps. The same students are measured on the same
-test images, each after its own calibration: all of them for the first seed, a tenth for the others.
+test images, each after its own calibration: all of them for the first seed, a tenth, at least 30, for the others.
 """
 
 from __future__ import annotations
