@@ -383,7 +383,9 @@ def population(page: Page) -> None:
             f"{found['n_students']} students on {found['n_images']} test images for the first seed, "
             f"{found['n_students_of_all_seeds']} of them for all."
         )
-        page.figure(f"population_{study['data']}", "Students' accuracy", lambda ax, f=found: draw_population(ax, f))
+        seeds = len(found["means_by_seed"]["natural"]["paper"]["seeds"])
+        name = f"population_{study['data']}{f'_{seeds}_seeds' if seeds > 1 else ''}"
+        page.figure(name, "Students' accuracy", lambda ax, f=found: draw_population(ax, f))
 
 
 def population_words(found: dict[str, Any], output: str) -> str:
