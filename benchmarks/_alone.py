@@ -183,9 +183,12 @@ def planned_alone(job: Job, task: Task, images: _images.Data) -> dict[str, Any]:
     precision = _training.measured_precision(
         supernet, images.train, stages, recipe.settings(0, Precision(), 60.0), recipe.precision, str(task)
     )
-    known = [json.loads(path.read_text()) for path in job.records.glob(f"*-{_study.short_name(task.arch)}-*.json")]
-    share = known[0]["share_of_largest_time"] if known else 1.0
-    if not known and task.arch != supernet.space.largest:
+    known = sorted(job.records.glob(f"*-{_study.short_name(task.arch)}-*.json"))
+    if known:
+        share = json.loads(known[0].read_text())["share_of_largest_time"]
+    elif task.arch == supernet.space.largest:
+        share = 1.0
+    else:
         networks = [untrained(job, arch) for arch in (task.arch, supernet.space.largest)]
         own, largest = step_seconds(networks, images, recipe, recipe.settings(0, precision, 60.0))
         share = own / largest
