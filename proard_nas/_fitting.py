@@ -85,8 +85,10 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
     _describe(estimator, data, seed)
     store = None
     if folder is not None:
-        defaults = {"parameters": _parameters(type(estimator)())}
-        store = _open_store(folder, _settings(estimator, data, teacher, seed, earlier), defaults)
+        settings = _settings(estimator, data, teacher, seed, earlier)
+        unknown = {name: settings["data"][name] for name in ("labels", "batches")}  # to an older folder: taken as given
+        defaults = {"parameters": _parameters(type(estimator)()), "data": unknown}
+        store = _open_store(folder, settings, defaults)
     estimator.calibration_images_ = calibration_images(
         data.train, estimator.n_calibration, estimator.augment, derive_seed(seed, "calibration")
     )
@@ -257,6 +259,8 @@ def _settings(
         "validation": summary.n_val,
         "image": [summary.in_chans, *summary.image_size],
         "classes": [str(c) for c in summary.classes],
+        "labels": summary.labels,
+        "batches": data.train.n_batches(estimator.batch_size),
         "mean": list(summary.mean),
         "std": list(summary.std),
         "processes": distributed.world_size(),

@@ -384,6 +384,27 @@ def test_the_std_of_a_constant_channel_is_not_zero():
     assert prepare(torch.full((20, 1, 4, 4), 0.5), labels(20)).summary.std == (0.01,)
 
 
+def test_a_summary_tells_labels_apart_and_does_not_depend_on_the_order_of_a_loader_that_shuffles():
+    x, y = images(), labels()
+    batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 40, 8)]
+    relabelled = y.clone()
+    relabelled[0] = 1
+
+    def summary(data, y=None):
+        return prepare(data, y, val_data=None if y is not None else batches).summary
+
+    def as_given(summary):
+        return summary.mean, summary.std, summary.labels
+
+    assert as_given(summary(batches)) == as_given(summary(batches[::-1]))
+    assert summary([(x, relabelled)]).labels != summary([(x, y)]).labels == summary(batches).labels
+    swapped = y[torch.tensor([1, 0, *range(2, 40)])]  # as many of each class
+    for data in (lambda y: (x, y), lambda y: (TensorDataset(x, y),)):
+        assert summary(*data(swapped)).labels != summary(*data(y)).labels == summary(*data(y)).labels
+    val = [prepare(x, y, val_data=(x, given)).summary.labels for given in (y, swapped)]
+    assert val[0] != val[1]
+
+
 def test_three_dimensional_arrays_are_images_of_one_channel():
     x = images(channels=1)[:, 0]
     prepared = prepare(x, labels(), val_data=(x, labels()))

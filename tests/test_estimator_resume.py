@@ -125,6 +125,8 @@ def test_a_folder_of_other_settings_or_data_is_refused_by_naming_the_difference(
         ProARDEstimator(**{**SMALL, "eps": 0.05}).fit(*digits, checkpoint_dir=run)
     with pytest.raises(ValueError, match=r"data\.train"):
         ProARDEstimator(**SMALL).fit(digits[0][:300], digits[1][:300], checkpoint_dir=run)
+    with pytest.raises(ValueError, match=r"data\.labels"):
+        ProARDEstimator(**SMALL).fit(digits[0], [digits[1][1], *digits[1][1:]], checkpoint_dir=run)
     untouched(monkeypatch)
     est = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=run)  # nothing was lost
     assert all(torch.equal(tensor, bits(fitted)[name]) for name, tensor in bits(est).items())
@@ -181,6 +183,29 @@ def test_a_parameter_that_a_folder_is_too_old_to_know_counts_as_its_default(digi
     ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=run)
     with pytest.raises(ValueError, match=r'parameters\.anneal was "stage" and is now "whole"'):
         ProARDEstimator(**SMALL, anneal="whole").fit(*digits, checkpoint_dir=run)
+
+
+def test_a_folder_too_old_to_know_of_labels_is_gone_on_with(digits, run, monkeypatch):
+    path = run / "settings.json"
+    settings = json.loads(path.read_text())
+    for name in ("labels", "batches"):
+        del settings["data"][name]
+    path.write_text(json.dumps(settings))
+    untouched(monkeypatch)
+    ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=run)
+
+
+def test_a_loader_of_other_batches_is_refused(digits, tmp_path):
+    x, y = (torch.as_tensor(part) for part in digits)
+    settings = {**SMALL, "epochs": None, "schedule": [Stage("teacher", 1, "natural", lr=0.1)]}
+
+    def fit(size):
+        batches = [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
+        return ProARDEstimator(**settings).fit(batches, val_loader=[(x[:64], y[:64])], checkpoint_dir=tmp_path / "run")
+
+    fit(80)
+    with pytest.raises(ValueError, match=r"data\.batches was 4 and is now 2"):
+        fit(160)
 
 
 def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(digits, tmp_path):

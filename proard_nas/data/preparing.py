@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import zlib
+from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -45,6 +47,9 @@ class DataSummary:
         Of each channel over the training part; the standard deviation is at least 0.01.
     kind : {'table', 'images', 'dataset', 'loader'}
         What was given: 2-D arrays, image arrays, a dataset (or a loader of one), or a loader used as it is.
+    labels : str
+        Checksum of the labels of both parts, in order; of a loader used as it is, which may shuffle, of the number of
+        images in each class.
     """
 
     n_train: int
@@ -56,6 +61,7 @@ class DataSummary:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     kind: Kind
+    labels: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,7 +184,7 @@ def _prepare_arrays(x: Any, y: Any, request: _Request) -> PreparedData:
         val = _given_validation(encoder, classes, request)
     found = scan(train, batch_size=request.batch_size, num_classes=len(classes))
     kind: Kind = "images" if encoder.n_features is None else "table"
-    return _finish(train, val, found, None, classes, encoder, kind, request)
+    return _finish(train, val, found, None, codes, classes, encoder, kind, request)
 
 
 def _prepare_loaded(data: Any, request: _Request) -> PreparedData:
@@ -192,14 +198,15 @@ def _prepare_loaded(data: Any, request: _Request) -> PreparedData:
     kind: Kind = "dataset" if isinstance(source, DatasetSource) else "loader"
     if request.val_data is not None or isinstance(source, LoaderSource):
         val = _given_validation(encoder, np.arange(len(classes)), request)
-        return _finish(source, val, found, None, classes, encoder, kind, request)
+        return _finish(source, val, found, None, found.labels, classes, encoder, kind, request)
     if len(found) != len(source):
         raise ValueError(
             f"the loader yields {len(found)} images from a dataset of {len(source)}, so it cannot be split; "
             "pass val_loader with the data to validate on"
         )
     train_rows, val_rows = split_indices(found.labels, request.val_fraction, request.seed)
-    return _finish(source.take(train_rows), source.take(val_rows), found, train_rows, classes, encoder, kind, request)
+    train, val = source.take(train_rows), source.take(val_rows)
+    return _finish(train, val, found, train_rows, found.labels, classes, encoder, kind, request)
 
 
 def _finish(
@@ -207,6 +214,7 @@ def _finish(
     val: Source,
     found: Scan,
     train_rows: NDArray[np.int64] | None,
+    labels: NDArray[np.int64],
     classes: NDArray[Any],
     encoder: ArrayEncoder,
     kind: Kind,
@@ -214,13 +222,25 @@ def _finish(
 ) -> PreparedData:
     n_train = len(found) if train_rows is None else len(train_rows)
     channels, height, width = shape = found.image_shape
+    labelled = [(train, labels)]
     if request.val_data is not None:
-        scan(val, batch_size=request.batch_size, num_classes=len(classes), image_shape=shape, name="validation")
+        seen = scan(val, batch_size=request.batch_size, num_classes=len(classes), image_shape=shape, name="validation")
+        labelled.append((val, seen.labels))
     n_val = len(val)
     mean, std = found.channel_stats(train_rows)
-    summary = DataSummary(n_train, n_val, channels, (height, width), len(classes), classes, mean, std, kind)
+    summary = DataSummary(
+        n_train, n_val, channels, (height, width), len(classes), classes, mean, std, kind, _checksum(labelled)
+    )
     logger.info("%d training and %d validation images of shape %s, %d classes", n_train, n_val, shape, len(classes))
     return PreparedData(train, val, summary, encoder)
+
+
+def _checksum(labelled: Sequence[tuple[Source, NDArray[np.int64]]]) -> str:
+    value = 0
+    for source, labels in labelled:
+        ordered = np.bincount(labels) if isinstance(source, LoaderSource) else labels
+        value = zlib.crc32(ordered.astype("<i8").tobytes(), value)
+    return f"{value:08x}"
 
 
 def _given_validation(encoder: ArrayEncoder, classes: NDArray[Any], request: _Request) -> Source:

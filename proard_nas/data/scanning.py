@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +44,12 @@ class Scan:
     def channel_stats(self, indices: NDArray[np.int64] | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel over the images at ``indices`` (default: all).
 
-        The standard deviation is that of the population, and at least 0.01, since networks divide by it.
+        The standard deviation is that of the population, and at least 0.01, since networks divide by it. The order of
+        the images does not matter, to the last bit.
         """
         rows = slice(None) if indices is None else indices
-        mean = self.means[rows].mean(axis=0)
-        variance = np.maximum(self.squares[rows].mean(axis=0) - mean**2, 0.0)
+        mean, square = _exact_mean(self.means[rows]), _exact_mean(self.squares[rows])
+        variance = np.maximum(square - mean**2, 0.0)
         return tuple(mean.tolist()), tuple(np.maximum(np.sqrt(variance), STD_FLOOR).tolist())
 
 
@@ -99,6 +101,10 @@ def scan(
     found = Scan(np.concatenate(labels), (channels, height, width), np.concatenate(means), np.concatenate(squares))
     _warn_of_oddities(found, name)
     return found
+
+
+def _exact_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array([math.fsum(column) for column in values.T]) / len(values)
 
 
 def _moments(images: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

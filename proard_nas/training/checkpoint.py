@@ -284,7 +284,7 @@ def _completed(stored: Any, defaults: Any) -> Any:
 def _difference(stored: Any, given: Any, key: str = "") -> tuple[str, str, str] | None:
     """Return dotted key, stored and given value of the first difference, or None."""
     if isinstance(stored, dict) and isinstance(given, dict):
-        pairs = [(name, stored.get(name, ABSENT), given.get(name, ABSENT)) for name in {**stored, **given}]
+        pairs = [(name, stored.get(name, ABSENT), given.get(name, ABSENT)) for name in {**given, **stored}]
     elif isinstance(stored, list) and isinstance(given, list) and len(stored) == len(given):
         pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(stored, given, strict=True))]
     else:
