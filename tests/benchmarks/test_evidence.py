@@ -219,6 +219,8 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
     scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = scripts["shipped"]
+    # Seconds say how long the networks alone are trained: on a busy machine a test's would be any number.
+    monkeypatch.setattr(scripts["_alone"], "largest_epochs", lambda spent, epoch_macs: 9.5)
     paths = [
         "--work",
         str(tmp_path / "work"),
@@ -236,7 +238,7 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
     assert [row["part"] for row in later["alone"]] == [1 / 3, 2 / 3, 1.0] * 2 + [1 / 50] * 2
     assert later["alone"][6] == found["alone"][0] and later["pack"] == found["pack"] and later["card"] == found["card"]
     first, _, largest, _, _, whole, part, tuned = later["alone"]
-    assert largest["epochs"] == round(largest["largest_epochs"]) > 3 and largest["share_of_largest_time"] == 1
+    assert [first["epochs"], largest["epochs"]] == [3, 10] and largest["share_of_largest_time"] == 1
     assert len(largest["history"]) == largest["epochs"] and largest["history"][: first["epochs"]] == first["history"]
     assert [stage["lr"] for stage in largest["stages"]] == [first["stages"][0]["lr"]] * 3
     assert not list((tmp_path / "work").rglob("*.weights"))  # those between the runs are gone
