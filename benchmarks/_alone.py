@@ -57,7 +57,11 @@ def alone(job: Job) -> list[dict[str, Any]]:
         "alone",
     )
     records = {task: alone_record(job, task) for task in tasks}
-    return [{"student": task.name, **json.loads(path.read_text())} for task, path in records.items() if path.exists()]
+    return [
+        {"student": task.name, "mmacs": estimator.supernet_.cost(task.arch).mmacs, **json.loads(path.read_text())}
+        for task, path in records.items()
+        if path.exists()
+    ]
 
 
 def trained_alone(students: Iterable[str]) -> list[tuple[str, Fraction, bool]]:
@@ -179,7 +183,8 @@ def planned_alone(job: Job, task: Task, images: _images.Data) -> dict[str, Any]:
     of its trainings: it may then be trained on any machine and any number of cores.
     """
     recipe, supernet = job.recipe, ProARDEstimator.load(job.packed).supernet_
-    stages = [alone_stage(recipe, task.epochs(1.0))]
+    to_come = task.epochs(1.0) - (task.before.epochs(1.0) if task.before else 0)  # of the largest, which take as long
+    stages = [alone_stage(recipe, to_come)]
     precision = _training.measured_precision(
         supernet, images.train, stages, recipe.settings(0, Precision(), 60.0), recipe.precision, str(task)
     )
