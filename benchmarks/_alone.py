@@ -75,6 +75,15 @@ def trained_alone(students: Iterable[str]) -> list[tuple[str, Fraction, bool]]:
     return runs + [(name, Fraction(1, DEVICES), tuned) for tuned in (False, True) for name in found]
 
 
+def how_trained(row: dict[str, Any]) -> str:
+    """Say how a record's network was trained, and for which part of the supernet's time."""
+    return f"{'tuned' if row['tuned'] else 'alone'} for {part_of_time(row['part'])}"
+
+
+def part_of_time(part: float) -> str:
+    return "the whole time" if part == 1 else f"{Fraction(part).limit_denominator(1000)} of it"
+
+
 def largest_epochs(spent: Ledger, epoch_macs: float) -> float:
     """Return how long a supernet was trained, in epochs of the largest student alone, of so many multiply-accumulates.
 

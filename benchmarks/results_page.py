@@ -28,7 +28,7 @@ import resume
 import search
 import student_overhead
 import training_step
-from _alone import DEVICES, trained_alone
+from _alone import DEVICES, how_trained, part_of_time, trained_alone
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -207,7 +207,7 @@ def shipped(page: Page) -> None:
         titles = [*(f"{NAMES[m]}, %" for m in METRICS[:-1]), f"AutoAttack, % ({n_auto} images)"]
         rows = [["the supernet's", *shipped_row(row)] for row in found.get("card", [])]
         rows += [
-            [f"{_kind(row)}, {_share(row['part'])} ({row['epochs']} epochs)", *shipped_row(row)]
+            [f"{_kind(row)}, {part_of_time(row['part'])} ({row['epochs']} epochs)", *shipped_row(row)]
             for row in found.get("alone", [])
         ]
         page.table(rows, ["trained", "student", *titles])
@@ -237,10 +237,6 @@ def _kind(row: dict[str, Any]) -> str:
     return "the supernet's, tuned" if row["tuned"] else "alone"
 
 
-def _share(part: float) -> str:
-    return "the whole time" if part == 1 else f"{Fraction(part).limit_denominator(1000)} of it"
-
-
 def shipped_words(found: dict[str, Any]) -> Iterator[str]:
     """Say how the supernet's students stand beside networks trained alone."""
     card = {row["student"]: row for row in found.get("card", [])}
@@ -249,12 +245,12 @@ def shipped_words(found: dict[str, Any]) -> Iterator[str]:
         if own:
             changes = [f"{NAMES[m]} {100 * (own[m] - row[m]):+.1f}" for m in _robustness.METRICS]
             yield (
-                f"{row['student']}: the supernet's student minus the same network "
-                f"{'tuned' if row['tuned'] else 'alone'} for {_share(row['part'])}: {', '.join(changes)} points."
+                f"{row['student']}: the supernet's student minus the same network {how_trained(row)}: "
+                f"{', '.join(changes)} points."
             )
     done = {(row["student"], row["part"], row["tuned"]) for row in found.get("alone", [])}
     left = [
-        f"{name} ({'tuned, ' * tuned}{_share(part)})"
+        f"{name} ({'tuned, ' * tuned}{part_of_time(part)})"
         for name, part, tuned in trained_alone(card)
         if part in (Fraction(1), Fraction(1, DEVICES)) and (name, float(part), tuned) not in done
     ]

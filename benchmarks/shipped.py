@@ -30,7 +30,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -214,15 +213,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    cells = [[row["student"], row["mmacs"], trained(row), *(100 * row[m] for m in _robustness.TABLE)] for row in rows]
+    cells = [
+        [
+            row["student"],
+            row["mmacs"],
+            f"{_alone.how_trained(row)}, {row['epochs']} epochs" if "part" in row else "in the supernet",
+            *(100 * row[m] for m in _robustness.TABLE),
+        ]
+        for row in rows
+    ]
     return tabulate(cells, ["student", "MMACs", "trained", *_robustness.NAMES.values()], floatfmt=".2f")
-
-
-def trained(row: dict[str, Any]) -> str:
-    if "part" not in row:
-        return "in the supernet"
-    part = Fraction(row["part"]).limit_denominator(_alone.DEVICES)
-    return f"{'tuned' if row['tuned'] else 'alone'} for {part} of its time, {row['epochs']} epochs"
 
 
 if __name__ == "__main__":
