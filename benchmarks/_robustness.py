@@ -222,9 +222,9 @@ def verdict(name: str, baseline: str, metric: str, found: dict[str, Any]) -> str
     return f"{metric}: {winner} wins over {loser} ({figures}{surely})"
 
 
-def with_std(found: dict[str, Any] | None) -> str:
-    """Return a mean with its deviation over the seeds, in percent."""
+def with_std(found: dict[str, Any] | None, digits: int = 2, scale: float = 100) -> str:
+    """Return a mean with its deviation over the seeds, in percent unless the scale is another."""
     if found is None:
         return ""
-    std = found["std"]
-    return f"{100 * found['mean']:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
+    values = [value for value in (found["mean"], found["std"]) if value is not None]
+    return " ± ".join(f"{scale * value:.{digits}f}" for value in values)

@@ -2,7 +2,7 @@
 
 The search is for accuracy and robustness under a limit on multiply-accumulates, a fifth of the largest student's unless
 ``--max-flops`` says otherwise. Ten students of the first generation that keep the limit and ten of the front, evenly
-over it, are then measured on test images, which the search and its predictor never saw.
+over it, are then measured on test images, which the search and its predictor never saw; so for each seed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import functools
 from typing import Any
 
+import _robustness
 import _study
 import numpy as np
 from _study import PROGRESSIVE, Study, Unit
@@ -23,8 +24,34 @@ OUTPUTS = ("natural_accuracy", "robust_accuracy")
 
 def measure(study: Study, max_flops: float | None) -> dict[str, Any]:
     """Train and label what is missing, search, and measure students of both ends."""
-    seed = study.budget.seeds[0]
-    study.ensure([Unit(seed, PROGRESSIVE)])
+    seeds = study.budget.seeds
+    study.ensure(Unit(seed, PROGRESSIVE) for seed in seeds)
+    found = [searched(study, seed, max_flops) for seed in seeds]
+    means = {
+        group: {
+            output: {
+                kind: [float(np.mean([row[prefix + output] for row in one["measured"][group]])) for one in found]
+                for kind, prefix in (("predicted", "predicted_"), ("measured", ""))
+            }
+            for output in OUTPUTS
+        }
+        for group in ("first", "front")
+    }
+    return {
+        **found[0],
+        "means": {
+            group: {o: {kind: _robustness.spread(values) for kind, values in kinds.items()} for o, kinds in row.items()}
+            for group, row in means.items()
+        },
+        "gains": {
+            output: _robustness.compare(means["front"][output]["measured"], means["first"][output]["measured"])
+            for output in OUTPUTS
+        },
+    }
+
+
+def searched(study: Study, seed: int, max_flops: float | None) -> dict[str, Any]:
+    """Search one seed's students, and measure some of the first generation and of the front."""
     result = study.search(seed, max_flops)
     first, last = result.generations
     chosen = {"first": spread_out(first_feasible(study, result)), "front": spread_out(result.front)}
@@ -55,15 +82,7 @@ def measure(study: Study, max_flops: float | None) -> dict[str, Any]:
             ]
             for name in chosen
         },
-        "means": {
-            name: {
-                o: {"measured": float(measured[name][:, i].mean()),
-                    "predicted": float(np.mean([getattr(one, o) for one in chosen[name]]))}
-                for i, o in enumerate(OUTPUTS)
-            }
-            for name in chosen
-        },
-    }  # fmt: skip
+    }
 
 
 def first_feasible(study: Study, result: Any) -> list[Candidate]:
@@ -101,8 +120,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for name, row in found["means"].items():
         print(
             f"{name}, under {found['max_mmacs']:.1f} MMACs: "
-            + ", ".join(f"{o} predicted {100 * v['predicted']:.1f} measured {100 * v['measured']:.1f} %"
-                        for o, v in row.items())
+            + ", ".join(f"{o} predicted {100 * v['predicted']['mean']:.1f} measured "
+                        f"{100 * v['measured']['mean']:.1f} %" for o, v in row.items())
         )  # fmt: skip
     return found
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -431,16 +432,14 @@ def run(
     }
 
 
-def with_std(found: dict[str, Any], digits: int = 4) -> str:
-    spread = "" if found["std"] is None else f" ± {found['std']:.{digits}f}"
-    return f"{found['mean']:.{digits}f}{spread}"
+with_std = functools.partial(_robustness.with_std, digits=4, scale=1)
 
 
 def text(results: dict[str, Any]) -> str:
     parts = []
     for data, found in results.items():
         rows = [[data, r["n_labels"], r["output"], with_std(r["rmse"]),
-                 *(with_std(r[figure], 2) for figure in FIGURES[1:])] for r in found["curve"]]  # fmt: skip
+                 *(with_std(r[figure], digits=2) for figure in FIGURES[1:])] for r in found["curve"]]  # fmt: skip
         header = ["data", "labels", "output", f"RMSE\n(paper: {BAR}, 0.0072)", "Kendall's tau", "R2",
                   "within 1 std\n(right: 0.68)", "within 2 std\n(0.95)"]  # fmt: skip
         parts.append(tabulate(rows, header, disable_numparse=True))
