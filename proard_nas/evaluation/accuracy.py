@@ -290,7 +290,7 @@ def versions(*more: str) -> dict[str, str]:
 
 
 def _settings(attack: AttackSettings | str) -> AttackSettings:
-    return AttackSettings(attack) if isinstance(attack, str) else attack
+    return attack if isinstance(attack, AttackSettings) else AttackSettings(attack)
 
 
 def _forward(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -302,6 +302,12 @@ def test_gradients_that_are_no_numbers_move_no_image_and_are_a_sign_of_masking()
     assert report.zero_gradients == 1
 
 
+@pytest.mark.parametrize("attack", [None, 20, ["pgd"]])
+def test_what_names_no_attack_is_refused(net, source, attack):
+    with pytest.raises(ValueError, match="unknown attack.*allowed: 'autoattack'.*'natural', 'pgd'"):
+        evaluate(net, source, attack)
+
+
 def test_no_image_is_refused():
     with pytest.raises(ValueError, match="no image to measure on"):
         evaluate(NoNumber(False), ArraySource(torch.rand(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)), "natural")
