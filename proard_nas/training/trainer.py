@@ -173,7 +173,7 @@ class Trainer:
                 self.network.load_state_dict(keeper.averaged.state_dict())
             calibrate(self.network, self.calibration, reduce=True)
             self._notice_late_signal()
-        self.network.eval()
+        self.network.eval().zero_grad(set_to_none=True)  # as large as the weights, and of no more use
         return self.history
 
     def restore(self, stages: Sequence[Stage]) -> bool:
