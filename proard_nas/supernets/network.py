@@ -200,10 +200,16 @@ class StudentNet(nn.Module):
         img_size : (int, int) or int, default=None
             Height and width in pixels; None is the size the family was designed for. It
             matters for the count of multiply-accumulates only.
+
+        Raises
+        ------
+        ValueError
+            If the architecture is none, or one of another family.
         """
         size = self.cfg.img_size if img_size is None else img_size
         size = (size, size) if isinstance(size, int) else size
-        return self.cfg.plan(self.arch if arch is None else arch, self.num_classes, self.in_chans, size)
+        arch = self.arch if arch is None else self._check_shape(arch)
+        return self.cfg.plan(arch, self.num_classes, self.in_chans, size)
 
     def cost(self, arch: Architecture | None = None, img_size: Size | int | None = None) -> Cost:
         """Return multiply-accumulates and parameters of an architecture, by default of its own.
@@ -233,12 +239,16 @@ class StudentNet(nn.Module):
     def _check_shape(self, arch: Architecture) -> Architecture:
         """Check that an architecture fits the family; its values may lie outside the default choices."""
         space = self.cfg.space
-        lists = {"depths": arch.depth, "width_mults": arch.width_mult, "stem_residuals": (arch.stem_residual,)}
-        for name in ("expand_ratio", "kernel_size"):
-            lists[f"{name}s"] = tuple(v for row in getattr(arch, name) for v in row)
-        own: dict[str, Any] = {k: tuple(dict.fromkeys(v)) for k, v in lists.items() if v and getattr(space, k)}
-        dataclasses.replace(space, **own).validate(arch)
-        return arch
+        if isinstance(arch, Architecture) and arch not in space:
+            lists = {"depths": arch.depth, "width_mults": arch.width_mult, "stem_residuals": (arch.stem_residual,)}
+            for name in ("expand_ratio", "kernel_size"):
+                lists[f"{name}s"] = tuple(v for row in getattr(arch, name) for v in row)
+            own: dict[str, Any] = {k: tuple(dict.fromkeys(v)) for k, v in lists.items() if v and getattr(space, k)}
+            try:
+                space = dataclasses.replace(space, **own)
+            except ValueError as error:
+                raise ValueError(f"architecture outside the search space: {error}") from None
+        return space.validate(arch)
 
     def _set_architecture(self, arch: Architecture, plan: Plan) -> None:
         """Set every attribute that depends on the architecture."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from proard_nas._errors import unknown_name
+from proard_nas._numbers import whole_number
 
 from .architecture import BLOCK_DIMENSIONS, Architecture, Choice, lists, number_row
 
@@ -177,10 +178,10 @@ class SearchSpace:
         Raises
         ------
         ValueError
-            If the space holds fewer than ``n`` others.
+            If the space holds fewer than ``n`` others, or ``n`` is no whole number.
         """
         taken = {arch for arch in exclude if arch in self}
-        if n > self.size - len(taken):
+        if whole_number("n", n, 0) > self.size - len(taken):
             raise ValueError(f"the space has {self.size - len(taken)} architectures to draw from, {n} were asked for")
         rng = np.random.default_rng(seed)
         if self.size <= 4 * (n + len(taken)):

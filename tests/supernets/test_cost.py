@@ -86,6 +86,17 @@ def test_costs_at_other_image_sizes_are_those_of_the_running_networks(shape, siz
         assert student.feature_size(size) == tuple(student.forward_features(image(student, size)).shape[2:])
 
 
+@pytest.mark.parametrize("name", ["proard_dyn_mobilenetv3", "proard_dyn_resnet_tiny", "proard_dyn_wide_resnet"])
+def test_what_is_no_architecture_of_the_family_has_no_cost(name):
+    with torch.device("meta"):
+        net, other = timm.create_model("proard_dyn_resnet50"), timm.create_model(name)
+    for network, arch in ((net, other.space.smallest), (other, net.space.smallest)):
+        with pytest.raises(ValueError, match="outside the search space"):
+            network.cost(arch)
+    with pytest.raises(ValueError, match="expected an Architecture, got dict"):
+        net.cost(net.arch.to_dict())
+
+
 def test_one_number_is_a_square_image(shape):
     arch = shape.space.sample(0)
     assert shape.cost(arch, img_size=48) == shape.cost(arch, img_size=(48, 48)) != shape.cost(arch)

@@ -154,6 +154,12 @@ def test_distinct_samples_are_distinct_valid_reproducible_and_leave_out_what_is_
     assert not set(first) & set(second)
 
 
+@pytest.mark.parametrize("n", [-1, 2.5, "3", None])
+def test_a_number_of_samples_that_is_none_is_refused(small, n):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 0"):
+        small.sample_distinct(n)
+
+
 def test_distinct_samples_can_exhaust_the_space_but_not_exceed_it(small):
     known = next(iter(small))
     rest = small.sample_distinct(small.size - 1, seed=0, exclude=[known, known])
