@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proard_nas.data.channels import to_channels
+from proard_nas.data.checks import check_label_range
 from proard_nas.data.encoding import ArrayEncoder
 from proard_nas.data.files import Part, image_folder, load_npz
 from proard_nas.data.loaders import DatasetSource, LoaderSource
@@ -13,7 +14,7 @@ from proard_nas.data.scanning import Scan, scan
 from proard_nas.data.serving import image_batches, labelled_source
 from proard_nas.data.sharding import sharded
 from proard_nas.data.sizes import check_image_size, smallest_size
-from proard_nas.data.sources import ArraySource, Source
+from proard_nas.data.sources import ArraySource, Source, check_source
 from proard_nas.data.splitting import split_indices
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "Scan",
     "Source",
     "check_image_size",
+    "check_label_range",
+    "check_source",
     "image_batches",
     "image_folder",
     "labelled_source",

@@ -36,6 +36,15 @@ class Source(Protocol):
         ...
 
 
+def check_source(given: object) -> None:
+    """Raise TypeError unless batches can be asked for as a `Source`'s are."""
+    if not callable(getattr(given, "batches", None)):
+        raise TypeError(
+            f"a {type(given).__name__} is no Source of images and labels; allowed: ArraySource(x, y) for tensors, or a "
+            "part of prepare(...) for other data"
+        )
+
+
 class ArraySource:
     """Images and labels held in memory, on one device.
 

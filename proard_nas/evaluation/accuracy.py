@@ -25,7 +25,7 @@ from proard_nas.attacks import (
     run_attack,
 )
 from proard_nas.attacks.objectives import is_right
-from proard_nas.data import Source
+from proard_nas.data import Source, check_label_range, check_source
 from proard_nas.supernets import StudentNet
 
 from .calibration import require_calibrated
@@ -141,10 +141,12 @@ def evaluate(
     ------
     UncalibratedError
         If the network is a student without batch norm statistics of its own.
+    TypeError
+        If the source is none.
     ValueError
-        For an unknown attack, or a check of masking without an attack.
+        For an unknown attack, labels that the network has no logits for, or a check of masking without an attack.
     """
-    settings = _settings(attack)
+    settings = attack_settings(attack)
     if check_masking and settings.name == NATURAL:
         raise ValueError("check_masking needs an attack; 'natural' has no gradients to mask")
     (found,) = evaluate_all(network, source, [settings], batch_size=batch_size, seed=seed)
@@ -190,7 +192,8 @@ def evaluate_all(
     ImportError
         If the reference AutoAttack is asked for and not installed.
     """
-    wanted = [_settings(attack) for attack in attacks]
+    check_source(source)
+    wanted = [attack_settings(attack) for attack in attacks]
     for settings in wanted:
         attack_title(settings.name)  # what is not installed is named before the work
     if isinstance(network, StudentNet):
@@ -198,7 +201,7 @@ def evaluate_all(
     survived, seconds, total, natural_seconds, n_classes = [0] * len(wanted), [0.0] * len(wanted), 0, 0.0, 0
     for index, (x, y) in enumerate(source.batches(batch_size)):
         start = time.perf_counter()
-        x, y, logits = _forward(network, x, y)
+        x, y, logits = labelled_logits(network, x, y)
         right, n_classes, total = is_right(logits, y), logits.shape[1], total + len(x)
         natural_seconds += time.perf_counter() - start
         alive = right
@@ -233,7 +236,7 @@ def correct(network: nn.Module, x: Tensor, y: Tensor, settings: AttackSettings, 
 
     Images that are wrong without any attack are not attacked.
     """
-    x, y, logits = _forward(network, x, y)
+    x, y, logits = labelled_logits(network, x, y)
     right = is_right(logits, y)
     return survives(network, x, y, right, right, settings, seed)
 
@@ -289,15 +292,18 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
-def _settings(attack: AttackSettings | str) -> AttackSettings:
+def attack_settings(attack: AttackSettings | str) -> AttackSettings:
+    """Return the settings that a name stands for; settings stay as they are."""
     return attack if isinstance(attack, AttackSettings) else AttackSettings(attack)
 
 
-def _forward(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images and labels on the network's device, and its logits."""
+def labelled_logits(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images and labels on the network's device, and its logits; each label has one."""
     device = device_of(network, x)
     x, y = x.to(device), y.to(device)
-    return x, y, predict_logits(network, x)
+    logits = predict_logits(network, x)
+    check_label_range(y, logits.shape[1], "a batch")
+    return x, y, logits
 
 
 def _shared(values: Sequence[Number | None]) -> Number | None:

@@ -14,7 +14,7 @@ from proard_nas._numbers import whole_number
 from proard_nas._random import derive_seed
 from proard_nas.attacks import AttackBudget, Noise, inner_attack
 from proard_nas.supernets import Supernet, statistics_of
-from proard_nas.supernets.supernet import has_seen_images, share_statistics
+from proard_nas.supernets.supernet import has_seen_images, load_statistics, share_statistics
 
 N_IMAGES = 4000
 KINDS = ("clean", "adversarial", "mixed")
@@ -77,6 +77,8 @@ def calibrate(
 
     Raises
     ------
+    TypeError
+        If the images are no tensor.
     ValueError
         If there is no image, the kind is unknown, or the labels that an attack needs are missing or do not fit.
     """
@@ -100,9 +102,21 @@ def calibrate(
     return network
 
 
-def _check(images: Tensor, kind: str, labels: Tensor | None, batch_size: int) -> None:
+def check_images(images: Tensor) -> None:
+    """Raise TypeError or ValueError unless there are images to calibrate on."""
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"calibration images must be a Tensor of shape (N, C, H, W), got a {type(images).__name__}; "
+            "torch.from_numpy makes one of an array"
+        )
+    if images.ndim != 4:
+        raise ValueError(f"calibration images must have the shape (N, C, H, W), got {tuple(images.shape)}")
     if len(images) == 0:
         raise ValueError("calibration needs at least one image, got none")
+
+
+def _check(images: Tensor, kind: str, labels: Tensor | None, batch_size: int) -> None:
+    check_images(images)
     if check_name("calibration", kind, KINDS) == "clean":
         return
     if labels is None:
@@ -127,11 +141,15 @@ def _attack(network: nn.Module, x: Tensor, y: Tensor, seed: int, budget: AttackB
 
 
 def _compute_statistics(network: nn.Module, chunks: Sequence[Tensor], reduce: bool) -> None:
-    """Replace a network's statistics by the average over batches; over all processes' batches if asked."""
+    """Replace a network's statistics by the average over batches; over all processes' batches if asked.
+
+    Where that fails, on images that do not fit the network, it keeps those it had.
+    """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     modes = [(module, module.training) for module in network.modules()]
     momenta = [norm.momentum for norm in norms]
     device = next(network.parameters()).device
+    before = {name: statistic.clone() for name, statistic in statistics_of(network).items()}
     try:
         network.eval()
         for norm in norms:
@@ -143,6 +161,9 @@ def _compute_statistics(network: nn.Module, chunks: Sequence[Tensor], reduce: bo
                 network(batch.to(device))
             if reduce:
                 _average(norms, len(chunks))
+    except BaseException:
+        load_statistics(network, before)
+        raise
     finally:
         for module, mode in modes:
             module.training = mode

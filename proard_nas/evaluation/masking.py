@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from proard_nas._random import derive_seed
 from proard_nas.attacks import ITERATED, Square, WorstCasePGD, margin, run_attack
 from proard_nas.attacks.objectives import is_right
-from proard_nas.data import Source
+from proard_nas.data import Source, check_source
 from proard_nas.supernets import StudentNet
 
-from .accuracy import AttackSettings, device_of, predict_logits
+from .accuracy import AttackSettings, attack_settings, labelled_logits, predict_logits
 from .calibration import require_calibrated
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class MaskingReport:
 def check_gradient_masking(
     network: nn.Module,
     source: Source,
-    settings: AttackSettings | None = None,
+    settings: AttackSettings | str | None = None,
     *,
     n_images: int = 256,
     queries: int = 1000,
@@ -110,7 +110,7 @@ def check_gradient_masking(
         As for `evaluate`; it is left as it was.
     source : Source
         So many of its images are used, drawn by the seed.
-    settings : AttackSettings, default=None
+    settings : AttackSettings or str, default=None
         Where the figure in question comes from; of it eps, and the step size of PGD and CW (else eps / 4). None is
         eps 8/255, step 2/255.
     n_images : int, default=256
@@ -127,8 +127,11 @@ def check_gradient_masking(
     ------
     UncalibratedError
         If the network is a student without batch norm statistics of its own.
+    TypeError
+        If the source is none.
     ValueError
-        If ``n_images`` or ``queries`` is not positive, or the tolerance not in [0, 1).
+        If ``n_images`` or ``queries`` is not positive, the tolerance not in [0, 1), the attack unknown, or a label one
+        that the network has no logit for.
     """
     if n_images < 1 or queries < 1 or not 0 <= tolerance < 1:
         raise ValueError(
@@ -136,7 +139,8 @@ def check_gradient_masking(
         )
     if isinstance(network, StudentNet):
         require_calibrated(network)
-    settings = settings or AttackSettings()
+    check_source(source)
+    settings = AttackSettings() if settings is None else attack_settings(settings)
     step_size = settings.step_size if settings.name in ITERATED else settings.eps / 4
     held = source.head(n_images, seed=derive_seed(seed, "masking"))
     sums = _Sums(settings.eps, step_size, queries, seed)
@@ -272,9 +276,8 @@ class _Sums:
 
     def add(self, network: nn.Module, surrogate: nn.Module | None, x: Tensor, y: Tensor, seed: int) -> None:
         """Attack the images of a batch that the network classifies rightly."""
-        device = device_of(network, x)
-        x, y = x.to(device), y.to(device)
-        right = is_right(predict_logits(network, x), y)
+        x, y, logits = labelled_logits(network, x, y)
+        right = is_right(logits, y)
         self.natural += int(right.sum())
         if not right.any():
             return

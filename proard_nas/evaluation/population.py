@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from proard_nas import distributed
 from proard_nas._random import derive_seed
-from proard_nas.data import ArraySource, Source
+from proard_nas.data import ArraySource, Source, check_source
 from proard_nas.supernets import Architecture, Supernet
 
-from .accuracy import AttackSettings, correct
-from .calibration import calibrate
+from .accuracy import AttackSettings, attack_settings, correct
+from .calibration import calibrate, check_images
 from .labelling import run_each
 from .labels import Label, Labels, Record, append_line
 
@@ -34,7 +34,7 @@ def label_students(
     source: Source,
     calibration: Tensor,
     *,
-    attack: AttackSettings | None = None,
+    attack: AttackSettings | str | None = None,
     n_images: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -56,8 +56,8 @@ def label_students(
         Validation images; never those of a test split.
     calibration : Tensor of shape (N, C, H, W)
         Training images.
-    attack : AttackSettings, default=None
-        None is PGD-20, step 2/255, eps 8/255.
+    attack : AttackSettings or str, default=None
+        A name stands for the default settings. None is PGD-20, step 2/255, eps 8/255.
     n_images : int, default=None
         Measure on so many of the source's images, drawn by the seed; None, or as many as there are, measures on all.
     batch_size : int, default=256
@@ -75,6 +75,8 @@ def label_students(
 
     Raises
     ------
+    TypeError
+        If the source is none, or the calibration images are no tensor.
     ValueError
         If an architecture is not in the space, or the record holds labels of other settings or, where the source is
         an `ArraySource`, of other images.
@@ -87,7 +89,9 @@ def label_students(
     Only this process writes the record. Workers whose process was killed finish what they were given, write nothing,
     and end after joblib's five minutes of waiting.
     """
-    attack = attack or AttackSettings()
+    attack = AttackSettings() if attack is None else attack_settings(attack)
+    check_source(source)
+    check_images(calibration)
     wanted = list(dict.fromkeys(supernet.space.validate(arch) for arch in architectures))
     images = images_checksum(source) if isinstance(source, ArraySource) else None  # transforms may change the others
     if n_images is not None and n_images < len(source):

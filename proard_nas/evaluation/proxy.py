@@ -16,7 +16,7 @@ from torch import Tensor
 from proard_nas.data import Source
 from proard_nas.supernets import Architecture, Supernet
 
-from .accuracy import COUNTED, AttackSettings
+from .accuracy import COUNTED, AttackSettings, attack_settings
 from .labels import Labels
 from .population import label_students
 
@@ -78,7 +78,7 @@ def proxy_correlation(
     *,
     n_images: int,
     steps: int,
-    attack: AttackSettings | None = None,
+    attack: AttackSettings | str | None = None,
     batch_size: int = 256,
     seed: int = 0,
     n_jobs: int | None = None,
@@ -100,7 +100,7 @@ def proxy_correlation(
         Images of the proxy, drawn by the seed.
     steps : int
         Attack steps of the proxy.
-    attack : AttackSettings, default=None
+    attack : AttackSettings or str, default=None
         The full attack, of which the proxy keeps all but the steps. None is PGD-20, step 2/255, eps 8/255.
     folder : path, default=None
         Gets the records ``full.jsonl`` and ``proxy.jsonl``, from which a stopped call goes on.
@@ -112,7 +112,7 @@ def proxy_correlation(
     """
     if len(set(architectures)) < 2:
         raise ValueError(f"a ranking needs at least two distinct students, got {len(set(architectures))}")
-    attack = attack or AttackSettings()
+    attack = AttackSettings() if attack is None else attack_settings(attack)
     if attack.name not in COUNTED:
         raise ValueError(f"attack={attack.name!r} has no steps that a proxy could cut; allowed: {', '.join(COUNTED)}")
 

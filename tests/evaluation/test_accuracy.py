@@ -308,6 +308,26 @@ def test_what_names_no_attack_is_refused(net, source, attack):
         evaluate(net, source, attack)
 
 
+def test_what_yields_no_batches_is_no_source(net, source, calibration):
+    for measure in (lambda given: evaluate(net, given), lambda given: label_students(net, [], given, calibration)):
+        with pytest.raises(TypeError, match=r"a tuple is no Source.*ArraySource\(x, y\)"):
+            measure((source.x, source.y))
+
+
+def test_labels_without_a_logit_are_refused(net, source):
+    wrong = ArraySource(source.x, source.y + 10)
+    for measure in (evaluate, lambda *given: check_gradient_masking(*given, "pgd")):
+        with pytest.raises(ValueError, match="a label of 1[0-9], which is out of range; allowed: 0 to"):
+            measure(net, wrong)
+
+
+def test_students_are_labelled_under_an_attack_by_name(net, source, calibration):
+    archs = [net.space.smallest]
+    named = label_students(net, archs, source, calibration, attack="fgsm")
+    given = label_students(net, archs, source, calibration, attack=AttackSettings("fgsm"))
+    assert named.settings == given.settings and (named.accuracies == given.accuracies).all()
+
+
 def test_no_image_is_refused():
     with pytest.raises(ValueError, match="no image to measure on"):
         evaluate(NoNumber(False), ArraySource(torch.rand(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)), "natural")

@@ -86,6 +86,21 @@ def test_no_image_is_refused(net):
         calibrate(net, torch.empty(0, 1, 8, 8))
 
 
+def test_what_is_no_image_tensor_is_refused(net, images):
+    with pytest.raises(TypeError, match="must be a Tensor of shape .*, got a ndarray"):
+        calibrate(net.extract(net.space.smallest), images.numpy())
+    with pytest.raises(ValueError, match=r"must have the shape \(N, C, H, W\), got \(1, 8, 8\)"):
+        calibrate(net.extract(net.space.smallest), images[0])
+
+
+def test_images_that_do_not_fit_leave_the_statistics_as_they_were(net, images):
+    student = calibrate(net.extract(net.space.smallest), images)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(RuntimeError, match="channels"):
+        calibrate(student, torch.cat([images, images], 1))
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
 def test_evaluating_an_uncalibrated_student_raises(net, images):
     source = ArraySource(images, torch.arange(60) % 10)
     for student in (net.student(net.space.sample(0)), net.extract(net.space.sample(0))):
