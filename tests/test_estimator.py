@@ -388,7 +388,7 @@ def test_labels_out_of_range_are_refused(monkeypatch):
         ({"precision": "float16"}, "unknown precision 'float16'"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"epochs": 2}, "epochs=2 is less than one for each of the 4 stages"),
-        ({"batch_size": 1}, "batch_size must be at least 2"),
+        ({"batch_size": 1}, "batch_size must be a whole number of at least 2, got 1"),
         ({"n_labels": 0}, "n_labels must be a whole number of at least"),
         ({"val_fraction": 1.5}, "val_fraction"),
         ({"model_args": {"depths": ()}}, "depths must list at least one choice"),

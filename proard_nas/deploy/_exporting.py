@@ -13,6 +13,7 @@ import torch
 from timm.models import create_model
 from torch import Tensor, nn
 
+from proard_nas._folders import FilePath
 from proard_nas.evaluation.calibration import require_calibrated
 from proard_nas.supernets import StudentNet, Supernet
 
@@ -69,6 +70,20 @@ def example_images(student: StudentNet, n: int) -> Tensor:
     """Return random images in [0, 1], the same on each call, of the size that a student was made for."""
     size = student.pretrained_cfg["input_size"][1:]
     return torch.rand(n, student.in_chans, *size, generator=torch.Generator().manual_seed(n))
+
+
+@contextlib.contextmanager
+def reading(path: FilePath) -> Iterator[None]:
+    """Say of what cannot be read as an ONNX network that it is none.
+
+    The errors of onnx and onnxruntime have no type in common.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is no ONNX network that can be read: {error}") from error
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from torch import nn
 from proard_nas._errors import check_name
 from proard_nas._numbers import whole_number
 
+from ._exporting import reading
 from ._timing import CLOCKS, Run
 
 RUNTIMES = ("onnxruntime", "torch")
@@ -85,9 +86,10 @@ def make_file_run(path: str, batch_size: int, threads: int, size: tuple[int, int
     Raises
     ------
     ValueError
-        If the file's input is no batch of images, or of another size.
+        If the file holds no ONNX network, or its input is no batch of images, or of another size.
     """
-    session = _session(path, threads)
+    with reading(path):
+        session = _session(path, threads)
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
         raise ValueError(f"{path} does not take one batch of images: {[(i.name, i.shape, i.type) for i in inputs]}")

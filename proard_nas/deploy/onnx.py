@@ -15,7 +15,7 @@ from proard_nas.evaluation.accuracy import versions
 from proard_nas.supernets import StudentNet
 from proard_nas.supernets.saving import check_metadata
 
-from ._exporting import BATCH_SIZES, example_images, frozen, quiet, require
+from ._exporting import BATCH_SIZES, example_images, frozen, quiet, reading, require
 from .onnx_network import OnnxNetwork
 
 if TYPE_CHECKING:
@@ -94,11 +94,23 @@ def export_onnx(
 
 
 def onnx_metadata(path: FilePath) -> dict[str, Any]:
-    """Return what `export_onnx` (and `quantize_onnx`) kept in a file beside the network."""
+    """Return what `export_onnx` (and `quantize_onnx`) kept in a file beside the network.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it holds no ONNX network.
+    """
+    found = {entry.key: entry.value for entry in read_model(path).metadata_props}
+    return {key: _from_json(value) for key, value in found.items()}
+
+
+def read_model(path: FilePath) -> ModelProto:
+    """Read an ONNX file."""
     import onnx
 
-    found = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
-    return {key: _from_json(value) for key, value in found.items()}
+    with reading(path):
+        return onnx.load(str(path))
 
 
 def onnx_difference(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from proard_nas._folders import FilePath
 
-from ._exporting import require
+from ._exporting import reading, require
 
 
 class OnnxNetwork(nn.Module):
@@ -29,6 +29,8 @@ class OnnxNetwork(nn.Module):
         If onnxruntime is not installed; it comes with ``pip install "proard-nas[onnx]"``.
     FileNotFoundError
         If there is no such file.
+    ValueError
+        If the file holds no ONNX network.
 
     Examples
     --------
@@ -71,4 +73,5 @@ def open_session(path: FilePath, threads: int | None = None) -> Any:
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with reading(path):
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

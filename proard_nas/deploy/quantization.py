@@ -14,7 +14,7 @@ from proard_nas._errors import check_name
 from proard_nas._folders import FilePath, whole_file
 
 from ._exporting import quiet, require
-from .onnx import as_properties, onnx_metadata, set_properties, strip
+from .onnx import as_properties, onnx_metadata, read_model, set_properties, strip
 
 # "Entropy" is left out: with onnxruntime's number of bins it has one candidate, the whole range.
 METHODS = {"minmax": "MinMax", "percentile": "Percentile"}
@@ -86,9 +86,7 @@ def quantize_onnx(path: FilePath, out: FilePath, images: Tensor, *, method: str 
 
 def _check_images(path: FilePath, images: Tensor) -> str:
     """Check calibration images against a file's input; return the input's name."""
-    import onnx
-
-    graph = onnx.load(str(path)).graph
+    graph = read_model(path).graph
     dims = graph.input[0].type.tensor_type.shape.dim
     wanted = tuple(dim.dim_value for dim in dims[1:])
     if not isinstance(images, Tensor) or images.dtype != torch.float32 or tuple(images.shape[1:]) != wanted:
@@ -122,7 +120,7 @@ def _finish(source: Path, target: Path, metadata: dict[str, Any]) -> None:
     """Check the quantised file and write it with its properties."""
     import onnx
 
-    model = onnx.load(str(source))
+    model = read_model(source)
     strip(model)
     set_properties(model, as_properties(metadata))
     onnx.checker.check_model(model, full_check=True)

@@ -27,6 +27,8 @@ def save_student(
 
     See `StudentNet.save` for the parameters and errors.
     """
+    if not isinstance(student, StudentNet):
+        raise TypeError(f"a {type(student).__name__} cannot be saved so; allowed: a student or a supernet")
     student.save(folder, metadata, dtype=dtype)
 
 

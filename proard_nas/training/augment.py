@@ -10,7 +10,7 @@ from torch import Tensor
 
 from proard_nas._errors import check_name
 from proard_nas._random import derive_seed
-from proard_nas.data import Source
+from proard_nas.data import Source, check_source
 
 
 @torch.no_grad()
@@ -151,10 +151,13 @@ def calibration_images(source: Source, n: int, name: str = "none", seed: int | N
 
     Raises
     ------
+    TypeError
+        If the source is none.
     ValueError
         For an unknown name.
     """
     augmentation = Augmentation.from_name(name)
+    check_source(source)
     x = source.head(n, seed=seed).x
     return augmentation(x, torch.Generator(x.device).manual_seed(derive_seed(seed or 0, "augment")))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from proard_nas._numbers import finite_number
+from proard_nas._numbers import finite_number, whole_number
 
 from .augment import Augmentation
 from .losses import AttackBudget
@@ -70,8 +70,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("momentum", "weight_decay", "ema_decay", "awp", "checkpoint_seconds"):
             finite_number(name, getattr(self, name))
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 (batch norm needs it), got {self.batch_size}")
+        whole_number("batch_size", self.batch_size, 2)  # batch norm needs two images
+        whole_number("seed", self.seed, 0)
         if not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise ValueError(
                 f"momentum must be in [0, 1) and weight_decay not negative; got {self.momentum}, {self.weight_decay}"

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from proard_nas import distributed
 from proard_nas._random import derive_seed
-from proard_nas.data import Source, sharded
-from proard_nas.evaluation.calibration import calibrate
+from proard_nas.data import ArraySource, Source, check_label_range, check_source, sharded
+from proard_nas.evaluation.calibration import calibrate, check_images
 from proard_nas.supernets import Architecture, StudentNet, Supernet
 
 from . import monitor
@@ -80,6 +80,14 @@ class Trainer:
         Whether the largest student has been trained before, so that a stage may distil from it without one that trains
         it.
 
+    Raises
+    ------
+    TypeError
+        If the network, the source or the calibration images are of another type.
+    ValueError
+        If the source has fewer than two images or, where it is an `ArraySource`, labels that the network has no logit
+        for.
+
     Attributes
     ----------
     history : list of dict
@@ -106,6 +114,7 @@ class Trainer:
         store: CheckpointStore | None = None,
         trained: bool = False,
     ) -> None:
+        _check(network, source, calibration)
         self.trained = trained
         self.network, self.source, self.calibration, self.settings = network, source, calibration, settings
         self.on_epoch, self.validation = on_epoch, validation
@@ -460,3 +469,15 @@ class Trainer:
         )  # fmt: skip
         if self.on_epoch is not None and any(distributed.gather(bool(self.on_epoch(record)))):
             self._stop = True
+
+
+def _check(network: StudentNet, source: Source, calibration: Tensor) -> None:
+    """Raise an error for what cannot be trained, or not be trained on."""
+    if not isinstance(network, StudentNet):
+        raise TypeError(f"a {type(network).__name__} cannot be trained here; allowed: a supernet or a student")
+    check_source(source)
+    check_images(calibration)
+    if len(source) < 2:
+        raise ValueError(f"training needs at least two images, got {len(source)}")
+    if isinstance(source, ArraySource):
+        check_label_range(source.y, network.num_classes, "the training data")

@@ -18,7 +18,7 @@ from torch import nn
 
 import proard_nas
 from proard_nas.data import ArraySource
-from proard_nas.deploy import OnnxNetwork, export_onnx, onnx_metadata
+from proard_nas.deploy import OnnxNetwork, export_onnx, measure_latency, onnx_metadata
 from proard_nas.deploy import onnx as onnx_module
 from proard_nas.deploy.onnx import onnx_difference
 from proard_nas.evaluation import UncalibratedError, evaluate
@@ -119,6 +119,14 @@ def test_a_file_has_no_gradients_and_says_so(student, exported, images):
 
 
 # -- how it is written --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [OnnxNetwork, onnx_metadata, measure_latency])
+def test_a_file_of_another_kind_is_no_onnx_network(read, tmp_path):
+    path = tmp_path / "a.onnx"
+    path.write_text("import numpy\n")
+    with pytest.raises(ValueError, match=r"a\.onnx is no ONNX network that can be read"):
+        read(str(path))
 
 
 def test_the_student_stays_as_it_was_and_nothing_is_printed(lively_student, tmp_path, capfd, monkeypatch):

@@ -17,7 +17,7 @@ import torch
 
 import proard_nas  # noqa: F401  (registers the networks)
 from proard_nas import _folders
-from proard_nas.deploy import load_student
+from proard_nas.deploy import load_student, save_student
 
 
 def make_student(seed=0):
@@ -77,6 +77,12 @@ class Trap:
 
 
 # -- damage -----------------------------------------------------------------------------------
+
+
+def test_what_is_no_student_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match="a Linear cannot be saved so; allowed: a student or a supernet"):
+        save_student(torch.nn.Linear(2, 2), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "proard.json"])

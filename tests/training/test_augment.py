@@ -176,6 +176,11 @@ def test_calibration_images_have_as_much_of_the_border_as_expected():
     assert calibration_images(source, 4000, "crop-flip").mean().item() == pytest.approx(0.5 * inside, rel=0.005)
 
 
+def test_calibration_images_come_from_a_source():
+    with pytest.raises(TypeError, match="a Tensor is no Source"):
+        calibration_images(images(4), 4)
+
+
 def test_an_unknown_name_suggests_a_known_one():
     with pytest.raises(ValueError, match="unknown augmentation 'crop_flip'.*Did you mean 'crop-flip'"):
         Augmentation.from_name("crop_flip")

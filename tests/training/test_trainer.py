@@ -50,6 +50,26 @@ def train(source, stages=None, seed=0, **settings):
     return net, trainer
 
 
+def test_what_cannot_be_trained_is_named_before_training(source):
+    net = supernet()
+    with pytest.raises(TypeError, match="a Linear cannot be trained here"):
+        Trainer(torch.nn.Linear(2, 2), source, source.x, SETTINGS)
+    with pytest.raises(TypeError, match=r"a tuple is no Source.*ArraySource\(x, y\)"):
+        Trainer(net, (source.x, source.y), source.x, SETTINGS)
+    with pytest.raises(TypeError, match="calibration images must be a Tensor"):
+        Trainer(net, source, source.x.numpy(), SETTINGS)
+    with pytest.raises(ValueError, match="the training data has a label of 3, .*allowed: 0 to 2"):
+        Trainer(net, ArraySource(source.x, source.y + 1), source.x, SETTINGS)
+    with pytest.raises(ValueError, match="at least two images, got 1"):
+        Trainer(net, source.head(1), source.x, SETTINGS)
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 2.5), ("batch_size", "2"), ("seed", "a"), ("seed", -1)])
+def test_settings_that_are_no_whole_numbers_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least"):
+        TrainSettings(**{name: value})
+
+
 def test_the_same_seed_gives_the_same_bits_whatever_the_global_generator(source):
     first, _ = train(source)
     torch.manual_seed(99)
