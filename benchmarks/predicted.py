@@ -1,8 +1,8 @@
 """Figure 9: what the predictor says of students that it has not seen, and what they measure.
 
 The predictor learns from students labelled on validation images; the others are labelled in the same way: all of them
-for the first seed, a fifth, at least 60, for the others. Labels are counts of images: the error that chance alone would
-bring stands beside the predictor's.
+for the first seed, a fifth, at least 60, for the others. Labels are counts of images: how far other images would move
+them stands beside the predictor's error, though what moves all students alike costs it nothing.
 """
 
 from __future__ import annotations

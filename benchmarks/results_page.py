@@ -164,6 +164,11 @@ def progressive_minus_random(page: Page) -> Iterator[list[str]]:
             changes = [_robustness.compare(own[m]["seeds"], other[m]["seeds"]) for m in _robustness.METRICS]
             n = found["settings"]["budget"]["n_students"]
             yield [data, str(n), str(len(changes[0]["seeds"])), *map(points, changes)]
+    for _, record in page.files("population"):
+        found = record["results"]
+        changes = [found["means_by_seed"][metric]["difference"] for metric in ("natural", "pgd20")]
+        n, n_seeds = found["n_students_of_all_seeds"], len(changes[0]["seeds"])
+        yield [f"{found['study']['data']}, figures 2 and 7", str(n), str(n_seeds), *map(points, changes), ""]
 
 
 def found_minus_alone(page: Page) -> Iterator[list[str]]:
@@ -376,12 +381,11 @@ def population(page: Page) -> None:
         page.table(rows, ["trained", "accuracy", "mean, %", "std", "worst", "best"])
         page.bullets(population_words(found, output) for output in found["paired"])
         page.add(
-            f"{found['n_students']} students on {found['n_images']} test images for the first seed, "
+            f"{found['n_students']:,} students on {found['n_images']} test images for the first seed, "
             f"{found['n_students_of_all_seeds']} of them for all."
         )
-        seeds = len(found["means_by_seed"]["natural"]["paper"]["seeds"])
-        name = f"population_{study['data']}{f'_{seeds}_seeds' if seeds > 1 else ''}"
-        page.figure(name, "Students' accuracy", lambda ax, f=found: draw_population(ax, f))
+        title = "Students' accuracy, first seed"
+        page.figure(f"population_{study['data']}", title, lambda ax, f=found: draw_population(ax, f))
 
 
 def population_words(found: dict[str, Any], output: str) -> str:
@@ -463,18 +467,22 @@ def draw_devices(ax: Any, costs: list[tuple[str, dict[str, Any]]]) -> None:
 
 def predicted(page: Page) -> None:
     for found, study in page.studies("predicted", "## Figure 9: predicted against measured"):
-        rows = [
-            [output.replace("_", " "), f"{one['rmse']:.4f}", f"{one['paper_rmse']:.4f}", f"{one['label_noise']:.4f}",
-             f"{one['std_of_students']:.4f}", f"{one['kendall_tau']:.2f}", f"{one['r2']:.2f}"]
-            for output, one in found["outputs"].items()
-        ]  # fmt: skip
+        rows = []
+        for output, one in found["by_seed"].items():
+            rmse, *errors = (predictor.with_std(one[name]) for name in ("rmse", "label_noise", "std_of_students"))
+            others = (predictor.with_std(one[name], digits=2) for name in ("kendall_tau", "r2"))
+            paper = f"{found['outputs'][output]['paper_rmse']:.4f}"
+            rows.append([output.replace("_", " "), rmse, paper, *errors, *others])
         page.table(rows, ["", "RMSE", "the paper's", "chance in labels", "students' std", "tau", "R2"])
+        n_seeds = len(found["by_seed"]["robust_accuracy"]["rmse"]["seeds"])
+        fewer = f" ({found['n_held_of_other_seeds']} in the other seeds)" if n_seeds > 1 else ""
         page.add(
-            f"{found['n_labels']} students learned from, {found['n_held']} others compared, labels on "
-            f"{found['n_images']} validation images. A label is a count of images; where chance alone makes a larger "
-            "error than the paper's RMSE, no predictor can reach it on such labels."
+            f"{of_seeds(n_seeds)}, {found['n_labels']} students learned from, {found['n_held']} others compared"
+            f"{fewer}, labels on {found['n_images']} validation images. Chance in labels is an accuracy's standard "
+            "deviation over draws of so many images; all students are measured on the same ones, so that much of it "
+            "is common to them and the predictor's error may be smaller."
         )
-        title = "Predicted against measured"
+        title = "Predicted against measured, first seed"
         page.figure(f"predicted_{study['data']}", title, lambda ax, f=found: draw_predicted(ax, f))
 
 
@@ -492,22 +500,20 @@ def draw_predicted(ax: Any, found: dict[str, Any]) -> None:
 def generations(page: Page) -> None:
     for found, study in page.studies("generations", "## Figure 10: the search's first and last generation"):
         rows = [
-            [group, output.replace("_", " "), percent(one["predicted"]), percent(one["measured"])]
+            [group, output.replace("_", " "), *(_robustness.with_std(one[k], 1) for k in ("predicted", "measured"))]
             for group, outputs in found["means"].items()
             for output, one in outputs.items()
         ]
         page.table(rows, ["students", "", "predicted on average, %", "measured on average, %"])
-        first, last = (found["means"][group] for group in ("first", "front"))
-        gains = ", ".join(
-            f"{output.replace('_', ' ')} {100 * (last[output]['measured'] - first[output]['measured']):+.1f}"
-            for output in first
-        )
+        gains = ", ".join(f"{output.replace('_', ' ')} {points(one)}" for output, one in found["gains"].items())
         page.add(
-            f"Under {found['max_mmacs']:.1f} MMACs, {found['n_evaluated']:,} students looked at in "
-            f"{found['n_generations']} generations. Ten of the front beside ten of the first generation that keep the "
-            f"limit, measured on {found['n_images']} test images: {gains} points."
+            f"{of_seeds(len(found['gains']['robust_accuracy']['seeds']))}. Under {found['max_mmacs']:.1f} MMACs, "
+            f"{found['n_evaluated']:,} students looked at in {found['n_generations']} generations. Ten of the front "
+            "beside ten of the first generation that keep the limit, measured on "
+            f"{found['n_images']} test images: {gains} points, ± standard error over the seeds."
         )
-        page.figure(f"generations_{study['data']}", "Generations", lambda ax, f=found: draw_generations(ax, f))
+        title = "Generations, first seed"
+        page.figure(f"generations_{study['data']}", title, lambda ax, f=found: draw_generations(ax, f))
 
 
 def draw_generations(ax: Any, found: dict[str, Any]) -> None:

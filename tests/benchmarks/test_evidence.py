@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from proard_nas import ProARDEstimator
@@ -66,11 +67,17 @@ def test_figures_fit_each_other(results: tuple[Path, dict[str, Any]], scripts: d
     sizes = {k: [one["mmacs"] for one in v] for k, v in found["table1"]["architectures"].items()}
     assert all(small <= limit * large for small, large in zip(sizes["found"], sizes["largest"], strict=True))
     assert [row["student"] for row in found["widths"]["students"]] == ["W = 0.5", "W = 0.75", "W = 1"]
-    assert len(found["predicted"]["outputs"]["robust_accuracy"]["measured"]) == 6
+    robust, by_seed = found["predicted"]["outputs"]["robust_accuracy"], found["predicted"]["by_seed"]["robust_accuracy"]
+    assert len(robust["measured"]) == 6 and by_seed["rmse"]["seeds"][0] == robust["rmse"]
+    assert robust["rmse"] == pytest.approx(np.sqrt(np.mean((np.array(robust["predicted"]) - robust["measured"]) ** 2)))
     assert len(found["population"]["students"]["paper"]["pgd20"]) == found["population"]["n_students"] == 5
     first, last = found["generations"]["generations"]
     assert first["number"] == 0 and last["number"] == 3
     assert all(row["mmacs"] <= found["generations"]["max_mmacs"] for row in found["generations"]["front"])
+    measured = {k: [row["robust_accuracy"] for row in v] for k, v in found["generations"]["measured"].items()}
+    gain = found["generations"]["gains"]["robust_accuracy"]
+    assert len(gain["seeds"]) == 2 and gain["mean"] == pytest.approx(np.mean(gain["seeds"]))
+    assert gain["seeds"][0] == pytest.approx(np.mean(measured["front"]) - np.mean(measured["first"]))
 
 
 @pytest.mark.slow
