@@ -400,13 +400,16 @@ def population_words(found: dict[str, Any], output: str) -> str:
 
 
 def draw_population(ax: Any, found: dict[str, Any]) -> None:
-    for method in ("random", "paper"):
-        points = found["students"][method]
+    aside = 25 / found["n_images"]  # points: accuracies are counts of images, and many students share a place
+    for method, shift in (("random", aside), ("paper", -aside)):
+        students = found["students"][method]
+        pairs = np.array([students["natural"], students["pgd20"]])
+        (natural, robust), counts = np.unique(pairs, axis=1, return_counts=True)
         ax.scatter(
-            100 * np.array(points["natural"]), 100 * np.array(points["pgd20"]), s=6, alpha=0.5,
-            color=COLOURS[method], label=_study.TITLES[method],
+            100 * natural + shift, 100 * robust, s=3 * counts, alpha=0.7, linewidths=0, color=COLOURS[method],
+            label=_study.TITLES[method],
         )  # fmt: skip
-    ax.set(xlabel="natural accuracy, %", ylabel="PGD-20 accuracy, %")
+    ax.set(xlabel="natural accuracy, % (area: number of students)", ylabel="PGD-20 accuracy, %")
     ax.legend(fontsize=8)
 
 
