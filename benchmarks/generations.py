@@ -30,7 +30,9 @@ def measure(study: Study, max_flops: float | None) -> dict[str, Any]:
     means = {
         group: {
             output: {
-                kind: [float(np.mean([row[prefix + output] for row in one["measured"][group]])) for one in found]
+                kind: _robustness.spread(
+                    [float(np.mean([row[prefix + output] for row in one["measured"][group]])) for one in found]
+                )
                 for kind, prefix in (("predicted", "predicted_"), ("measured", ""))
             }
             for output in OUTPUTS
@@ -39,12 +41,9 @@ def measure(study: Study, max_flops: float | None) -> dict[str, Any]:
     }
     return {
         **found[0],
-        "means": {
-            group: {o: {kind: _robustness.spread(values) for kind, values in kinds.items()} for o, kinds in row.items()}
-            for group, row in means.items()
-        },
+        "means": means,
         "gains": {
-            output: _robustness.compare(means["front"][output]["measured"], means["first"][output]["measured"])
+            output: _robustness.compare(*(means[group][output]["measured"]["seeds"] for group in ("front", "first")))
             for output in OUTPUTS
         },
     }

@@ -14,6 +14,8 @@ import _study
 import numpy as np
 from _study import PROGRESSIVE, Study, Unit
 
+from proard_nas.evaluation import Labels
+
 BARS = {"natural_accuracy": 0.0076, "robust_accuracy": 0.0072}  # the paper's RMSE, section 5.2
 LEAST = 60
 
@@ -44,8 +46,9 @@ def compared(study: Study, seed: int, n_held: int) -> dict[str, Any]:
     """Return how well a seed's predictor knows students that it did not learn from, for each output."""
     budget = study.budget
     archs = study.drawn(budget.n_labels + n_held, seed)
-    held = study.labelled(seed, archs).students[budget.n_labels :]
-    predictor = study.predictor(seed, study.labelled(seed, archs[: budget.n_labels]))
+    labels = study.labelled(seed, archs)
+    known, held = labels.students[: budget.n_labels], labels.students[budget.n_labels :]
+    predictor = study.predictor(seed, Labels(known, labels.settings))
     unseen = [label.architecture for label in held]
     measured = np.array([(label.natural_accuracy, label.robust_accuracy) for label in held])
     predicted, report = predictor.predict(unseen), predictor.evaluate(unseen, measured)

@@ -297,6 +297,11 @@ def attack_settings(attack: AttackSettings | str) -> AttackSettings:
     return attack if isinstance(attack, AttackSettings) else AttackSettings(attack)
 
 
+def attack_or_default(attack: AttackSettings | str | None) -> AttackSettings:
+    """Return the settings that a name stands for; None is PGD-20, step 2/255, eps 8/255."""
+    return AttackSettings() if attack is None else attack_settings(attack)
+
+
 def labelled_logits(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return images and labels on the network's device, and its logits; each label has one."""
     device = device_of(network, x)

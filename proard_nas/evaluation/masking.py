@@ -18,7 +18,7 @@ from proard_nas.attacks.objectives import is_right
 from proard_nas.data import Source, check_source
 from proard_nas.supernets import StudentNet
 
-from .accuracy import AttackSettings, attack_settings, labelled_logits, predict_logits
+from .accuracy import AttackSettings, attack_or_default, labelled_logits, predict_logits
 from .calibration import require_calibrated
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def check_gradient_masking(
     if isinstance(network, StudentNet):
         require_calibrated(network)
     check_source(source)
-    settings = AttackSettings() if settings is None else attack_settings(settings)
+    settings = attack_or_default(settings)
     step_size = settings.step_size if settings.name in ITERATED else settings.eps / 4
     held = source.head(n_images, seed=derive_seed(seed, "masking"))
     sums = _Sums(settings.eps, step_size, queries, seed)

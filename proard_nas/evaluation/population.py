@@ -18,7 +18,7 @@ from proard_nas._random import derive_seed
 from proard_nas.data import ArraySource, Source, check_source
 from proard_nas.supernets import Architecture, Supernet
 
-from .accuracy import AttackSettings, attack_settings, correct
+from .accuracy import AttackSettings, attack_or_default, correct
 from .calibration import calibrate, check_images
 from .labelling import run_each
 from .labels import Label, Labels, Record, append_line
@@ -89,7 +89,7 @@ def label_students(
     Only this process writes the record. Workers whose process was killed finish what they were given, write nothing,
     and end after joblib's five minutes of waiting.
     """
-    attack = AttackSettings() if attack is None else attack_settings(attack)
+    attack = attack_or_default(attack)
     check_source(source)
     check_images(calibration)
     wanted = list(dict.fromkeys(supernet.space.validate(arch) for arch in architectures))

@@ -16,7 +16,7 @@ from torch import Tensor
 from proard_nas.data import Source
 from proard_nas.supernets import Architecture, Supernet
 
-from .accuracy import COUNTED, AttackSettings, attack_settings
+from .accuracy import COUNTED, AttackSettings, attack_or_default
 from .labels import Labels
 from .population import label_students
 
@@ -112,7 +112,7 @@ def proxy_correlation(
     """
     if len(set(architectures)) < 2:
         raise ValueError(f"a ranking needs at least two distinct students, got {len(set(architectures))}")
-    attack = AttackSettings() if attack is None else attack_settings(attack)
+    attack = attack_or_default(attack)
     if attack.name not in COUNTED:
         raise ValueError(f"attack={attack.name!r} has no steps that a proxy could cut; allowed: {', '.join(COUNTED)}")
 

@@ -239,7 +239,9 @@ class StudentNet(nn.Module):
     def _check_shape(self, arch: Architecture) -> Architecture:
         """Check that an architecture fits the family; its values may lie outside the default choices."""
         space = self.cfg.space
-        if isinstance(arch, Architecture) and arch not in space:
+        if arch in space:
+            return arch
+        if isinstance(arch, Architecture):
             lists = {"depths": arch.depth, "width_mults": arch.width_mult, "stem_residuals": (arch.stem_residual,)}
             for name in ("expand_ratio", "kernel_size"):
                 lists[f"{name}s"] = tuple(v for row in getattr(arch, name) for v in row)
