@@ -81,7 +81,7 @@ def how_trained(row: dict[str, Any]) -> str:
 
 
 def part_of_time(part: float) -> str:
-    return "the whole time" if part == 1 else f"{Fraction(part).limit_denominator(1000)} of it"
+    return "the whole time" if part == 1 else f"{Fraction(part).limit_denominator(1000)} of the time"
 
 
 def largest_epochs(spent: Ledger, epoch_macs: float) -> float:

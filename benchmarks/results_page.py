@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ PAPER_TABLE = {
     ],
 }  # fmt: skip
 PAPER_GAIN = {"natural": 13.0, "pgd20": 14.0}  # best progressive over best random student, Dyn-ResNet, section 5.1
+PARTS = (Fraction(1), Fraction(1, DEVICES))  # of the supernet's time, for which networks alone are compared with it
 COLOURS = {"paper": "tab:blue", "random": "tab:orange", "trades": "tab:green", "rslad": "tab:red", "natural": "0.5"}
 
 
@@ -93,8 +94,10 @@ class Page:
         """Say where figures come from."""
         machine, version = record["machine"], record["versions"]
         changed = " with changes" if record.get("modified") else ""
+        minutes = round(record["seconds"] / 60)
+        lasted = f"{minutes} minute{'s' * (minutes != 1)}"
         self.add(
-            f"<sub>`{record['command']}`, {record['date'][:10]}, {record['seconds'] / 60:.0f} minutes in its last run, "
+            f"<sub>`{record['command']}`, {record['date'][:10]}, {lasted} in its last run, "
             f"commit {str(record['commit'])[:8]}{changed}, {machine['cores']} cores ({machine['cpu']}), torch "
             f"{version['torch']}: [{name}](../benchmarks/results/{name})</sub>"
         )
@@ -132,7 +135,7 @@ def settings(study: dict[str, Any]) -> str:
 
 
 def in_short(page: Page) -> None:
-    """Answer a reader's three questions first, each by a table with a line for a file's figures."""
+    """Answer a reader's questions first, each by a table with a line for a file's figures."""
     page.add("## In short")
     sampling = list(progressive_minus_random(page))
     if sampling:
@@ -149,6 +152,14 @@ def in_short(page: Page) -> None:
             "together? Found minus alone, in points."
         )
         page.table(alone, ["data", "minus", "seeds", *(NAMES[m] for m in METRICS)])
+    packaged = [row for _, record in page.files("shipped") for row in shipped_minus_others(record["results"], PARTS)]
+    if packaged:
+        page.add(
+            "**Is a student of the supernet that comes with the package as good as the same network trained alone**, "
+            f"for as long as the supernet or for a {DEVICES}th of its time, or as itself when tuned for so long? The "
+            "supernet's minus the other, in points, one training of each."
+        )
+        page.table(packaged, ["student", "minus", *(NAMES[m] for m in METRICS)])
     costs = list(costs_of_devices(page))
     if costs:
         page.add("**What does it save?** RSLAD for each device over one supernet for all, in multiply-accumulates.")
@@ -184,7 +195,8 @@ def costs_of_devices(page: Page) -> Iterator[list[str]]:
     for _, record in page.files("devices"):
         for which, one in record["results"]["measured"].items():
             cost = one["macs"]
-            numbers = (str(cost["break_even_devices"]), f"{cost['ratio']['50']:.1f} times", str(cost["devices_for_60"]))
+            numbers = [n_devices(cost[name]) for name in ("break_even_devices", "devices_for_60")]
+            numbers.insert(1, f"{cost['ratio']['50']:.1f} times")
             yield [record["results"]["study"]["data"], which, *numbers]
 
 
@@ -230,7 +242,15 @@ def shipped(page: Page) -> None:
                 f"Alone for the whole time it has {less:+.2f} points of PGD-20 more; at most 3 was the bar: "
                 f"{'held' if less <= 3 else 'missed'}."
             )
-        page.bullets(shipped_words(found))
+        others = list(shipped_minus_others(found))
+        if others:
+            page.add(
+                "The supernet's students minus the same networks otherwise trained, in points, one training of each:"
+            )
+            page.table(others, ["student", "minus", *titles])
+        left = [f"{name} ({how})" for name, how in not_trained_yet(found)]
+        if left:
+            page.add(f"Not trained alone yet: {', '.join(left)}.")
         page.source(name, record)
 
 
@@ -242,25 +262,21 @@ def _kind(row: dict[str, Any]) -> str:
     return "the supernet's, tuned" if row["tuned"] else "alone"
 
 
-def shipped_words(found: dict[str, Any]) -> Iterator[str]:
-    """Say how the supernet's students stand beside networks trained alone."""
+def shipped_minus_others(found: dict[str, Any], parts: Collection[Fraction] | None = None) -> Iterator[list[str]]:
+    """Compare the supernet's students with the same networks trained alone or tuned, for these parts of its time."""
     card = {row["student"]: row for row in found.get("card", [])}
     for row in found.get("alone", []):
         own = card.get(row["student"])
-        if own:
-            changes = [f"{NAMES[m]} {100 * (own[m] - row[m]):+.1f}" for m in _robustness.METRICS]
-            yield (
-                f"{row['student']}: the supernet's student minus the same network {how_trained(row)}: "
-                f"{', '.join(changes)} points."
-            )
+        if own and (parts is None or row["part"] in map(float, parts)):
+            yield [row["student"], how_trained(row), *(f"{100 * (own[m] - row[m]):+.1f}" for m in METRICS)]
+
+
+def not_trained_yet(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the students that are still to be trained alone, and for how long."""
     done = {(row["student"], row["part"], row["tuned"]) for row in found.get("alone", [])}
-    left = [
-        f"{name} ({'tuned, ' * tuned}{part_of_time(part)})"
-        for name, part, tuned in trained_alone(card)
-        if part in (Fraction(1), Fraction(1, DEVICES)) and (name, float(part), tuned) not in done
-    ]
-    if left:
-        yield f"Not trained alone yet: {', '.join(left)}."
+    for name, part, tuned in trained_alone(row["student"] for row in found.get("card", [])):
+        if part in PARTS and (name, float(part), tuned) not in done:
+            yield name, f"{'tuned, ' * tuned}{part_of_time(part)}"
 
 
 # -- the paper's tables and figures -------------------------------------------------------------------
@@ -439,23 +455,21 @@ def devices(page: Page) -> None:
         paper = found["paper"] or {}
         costs += [(f"counted, the paper's schedule, {network}, macs", one["macs"]) for network, one in paper.items()]
         rows = [
-            [title, f"{one['once']:.3g}", f"{one['alone']:.3g}", str(one["break_even_devices"]),
-             str(one["devices_for_60"]), f"{one['ratio']['50']:.1f}"]
+            [title, f"{one['once']:.3g}", f"{one['alone']:.3g}", n_devices(one["break_even_devices"]),
+             n_devices(one["devices_for_60"]), f"{one['ratio']['50']:.1f}"]
             for title, one in costs
         ]  # fmt: skip
         page.table(rows, ["", "supernet", "one RSLAD", "break-even devices", "devices for 60x", "ratio at 50 devices"])
         page.add(
             "Break-even is the number of devices from which on one supernet and a search for each cost less than a "
-            "training for each. The paper's factor of 60 is one of many devices: "
-            + "; ".join(f"{title}: {sixty(one)}" for title, one in costs)
-            + "."
+            "training for each. The paper's factor of 60 is one of many devices, and stands in the last column but "
+            "one; never says that each device's own search takes more than a sixtieth of a training."
         )
         page.figure(f"devices_{study['data']}", "Cost against devices", lambda ax, c=costs: draw_devices(ax, c))
 
 
-def sixty(cost: dict[str, Any]) -> str:
-    n = cost["devices_for_60"]
-    return "never" if n is None else f"from {n:,} on"
+def n_devices(n: int | None) -> str:
+    return "never" if n is None else f"{n:,}"
 
 
 def draw_devices(ax: Any, costs: list[tuple[str, dict[str, Any]]]) -> None:
