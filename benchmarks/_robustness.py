@@ -64,6 +64,12 @@ class Test:
     batch_size: int = 256
 
     @property
+    def pgd20(self) -> str:
+        """What PGD-20 is, in full."""
+        start = "random start, worst case over the iterates"
+        return f"PGD-20, l-infinity, eps {self.eps:.5f}, step {self.step_size:.5f}, {start}"
+
+    @property
     def title(self) -> str:
         """What AutoAttack is called wherever its figures stand."""
         cut = "" if self.square_queries == STANDARD_QUERIES else f", Square cut to {self.square_queries} queries"
@@ -88,6 +94,26 @@ def measure_network(student: StudentNet, images: ArraySource, test: Test, auto: 
         first ``n_auto``, the last one None unless ``auto``; seconds of the two parts.
     """
     start = time.perf_counter()
+    few = slice(0, test.n_auto)
+    right, fgsm, survives = rightly_classified(student, images, test)
+    found = {
+        "natural": share(right),
+        "fgsm": share(fgsm),
+        "pgd20": share(survives),
+        "natural_few": share(right[few]),
+        "pgd20_few": share(survives[few]),
+        "autoattack": None,
+        "seconds": time.perf_counter() - start,
+        "autoattack_seconds": None,
+    }
+    if auto:
+        row = autoattack(student, images, survives, few, test)
+        found |= {"autoattack": row["robust"] / row["images"], "autoattack_seconds": row["seconds"]}
+    return found
+
+
+def rightly_classified(student: StudentNet, images: ArraySource, test: Test) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which images are classified rightly as they are, under FGSM and under PGD-20."""
     student.requires_grad_(False).eval()  # FAB would compute gradients of weights, too
     attacks = [AttackSettings(name, test.eps, test.step_size) for name in ("fgsm", "pgd")]
     outcomes: list[list[Tensor]] = [[], [], []]
@@ -100,26 +126,48 @@ def measure_network(student: StudentNet, images: ArraySource, test: Test, auto: 
                 place = derive_seed(test.seed, "evaluate", index)
                 survives[right] = correct(student, x[right], y[right], attack, place)
             found.append(survives)
-    few = slice(0, test.n_auto)
-    right, fgsm, survives = (torch.cat(found) for found in outcomes)
-    found = {
-        "natural": share(right),
-        "fgsm": share(fgsm),
-        "pgd20": share(survives),
-        "natural_few": share(right[few]),
-        "pgd20_few": share(survives[few]),
-        "autoattack": None,
-        "seconds": time.perf_counter() - start,
-        "autoattack_seconds": None,
-    }
-    if auto:
-        start = time.perf_counter()
-        survives = survives[few].clone()
-        if survives.any():
-            x, y = images.x[few][survives], images.y[few][survives]
-            survives[survives.clone()] = survives_autoattack(student, x, y, test)
-        found |= {"autoattack": share(survives), "autoattack_seconds": time.perf_counter() - start}
-    return found
+    right, fgsm, pgd20 = (torch.cat(found) for found in outcomes)
+    return right, fgsm, pgd20
+
+
+def autoattack(
+    student: StudentNet, images: ArraySource, survives: Tensor, part: slice, test: Test
+) -> dict[str, float | int]:
+    """Run AutoAttack on those of a part of the images that survive PGD-20.
+
+    Returns
+    -------
+    dict
+        ``images`` of the part, how many of them are ``robust``, and ``seconds``.
+    """
+    start = time.perf_counter()
+    robust = survives[part].clone()
+    if robust.any():
+        x, y = images.x[part][robust], images.y[part][robust]
+        robust[robust.clone()] = survives_autoattack(student, x, y, test)
+    return {"images": len(robust), "robust": int(robust.sum()), "seconds": time.perf_counter() - start}
+
+
+def autoattack_all(student: StudentNet, images: ArraySource, test: Test, record: Path) -> None:
+    """Run AutoAttack on all images, ``n_auto`` at a time, with a line in the record for each part.
+
+    Images that the record has are not attacked again.
+
+    Raises
+    ------
+    ValueError
+        If they were attacked otherwise.
+    """
+    done = read_lines(record)
+    for row in done:
+        if row["attack"] != test.title:
+            raise ValueError(f"{record} has figures of {row['attack']!r}, asked for were those of {test.title!r}")
+    starts = range(sum(row["images"] for row in done), len(images), test.n_auto)
+    if starts:
+        _, _, survives = rightly_classified(student, images, test)
+    for start in starts:
+        part = slice(start, start + test.n_auto)
+        append_line(record, {"attack": test.title, **autoattack(student, images, survives, part, test)})
 
 
 def survives_autoattack(network: nn.Module, x: Tensor, y: Tensor, test: Test) -> Tensor:

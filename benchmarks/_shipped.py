@@ -18,7 +18,7 @@ from proard_nas.data import ArraySource
 from proard_nas.evaluation.population import checksum
 from proard_nas.training import Ledger, Stage
 
-PARTS = ("train", "pack", "card", "alone")
+PARTS = ("train", "pack", "card", "attack", "alone")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PACKAGE = Path(__file__).resolve().parents[1] / "proard_nas" / "pretrained"
 
@@ -91,7 +91,7 @@ RECIPES = {
     "laptop": Recipe(**BASE | {"batch_size": 128, "teacher_lr": 0.2, "lr": 0.04, "warmup": 2.0}),
 }
 BUDGETS = {
-    "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 32, 3, square_queries=10, limits=(0.2,)),
+    "smoke": Budget(96, 48, 24, 32, 3, 1, 64, 16, 5, 14, 32, 12, square_queries=10, limits=(0.2,)),
     "laptop": Budget(47_500, 2500, 10_000, 500, 22, 3, 4000, 224, 600, 200, 500, 400, square_queries=1000),
 }
 # What is different when the packed weights are trained further: the last step at once, where all that the steps opened
@@ -115,6 +115,7 @@ class Job:
     out: Path
     kept: Path | None = None
     n_alone: int | None = None
+    n_attacked: int | None = None
     further: bool = False
 
     @property
@@ -136,7 +137,7 @@ class Job:
 
     @property
     def records(self) -> Path:
-        """Where the records of networks trained alone are."""
+        """Where the small records are that a run goes on from, wherever it is: of AutoAttack and of networks alone."""
         return self.kept or self.folder
 
     @property
@@ -147,6 +148,14 @@ class Job:
     def test(self) -> _robustness.Test:
         b = self.budget
         return _robustness.Test(self.recipe.eps, self.recipe.step_size, b.n_auto, b.square_queries)
+
+    @property
+    def measurement(self) -> str:
+        """Say on which images and under which attacks students are measured."""
+        return (
+            f"Measured on {self.budget.n_test:,} test images, on which nothing was chosen. FGSM; {self.test.pgd20}; on "
+            f"the images that it leaves, {self.test.title}, which is not the reference code."
+        )
 
     def images(self) -> _images.Data:
         b = self.budget

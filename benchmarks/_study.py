@@ -333,8 +333,7 @@ class Study:
             "model": self.recipe.model,
             "device": self.device,
             "precision": str(self.precision),
-            "attack": f"PGD-20, l-infinity, eps {self.recipe.eps:.5f}, step {self.recipe.step_size:.5f}, random start, "
-            "worst case over the iterates",
+            "attack": self.test.pgd20,
             "autoattack": self.test.title,
         }
 

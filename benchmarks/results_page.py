@@ -222,12 +222,14 @@ def shipped(page: Page) -> None:
             )
         n_auto = found["budget"]["n_auto"]
         titles = [*(f"{NAMES[m]}, %" for m in METRICS[:-1]), f"AutoAttack, % ({n_auto} images)"]
-        rows = [["the supernet's", *shipped_row(row)] for row in found.get("card", [])]
+        whole = {row["student"]: percent(row["autoattack"]) for row in found.get("attack", [])}
+        rows = [["the supernet's", *shipped_row(row), whole.get(row["student"], "")] for row in found.get("card", [])]
         rows += [
-            [f"{_kind(row)}, {part_of_time(row['part'])} ({row['epochs']} epochs)", *shipped_row(row)]
+            [f"{_kind(row)}, {part_of_time(row['part'])} ({row['epochs']} epochs)", *shipped_row(row), ""]
             for row in found.get("alone", [])
         ]
-        page.table(rows, ["trained", "student", *titles])
+        page.add(found["measurement"])
+        page.table(rows, ["trained", "student", *titles, "AutoAttack, % (all images)"])
         largest = next((row for row in found.get("card", []) if row["student"] == "largest"), None)
         if largest is not None:
             held = largest["natural"] >= 0.70 and largest["pgd20"] >= 0.43

@@ -11,6 +11,8 @@ Parts, each of which goes on from what it has left in the ``--work`` folder:
   training images have in every student; labels on validation images; the predictor; the folder in the package.
 - ``card``: five students (the ends and three that a search found) on the test images: natural, FGSM, PGD-20 and, on
   fewer images, AutoAttack. Nothing was chosen on these images.
+- ``attack``: AutoAttack on all test images for these five, the cheapest first. It takes hours: so many images at a
+  time leave a line in a small record, and with ``--n-attacked`` a run does so many of the students.
 - ``alone``: the largest and the found students trained alone, for as long as the supernet took, and the found ones for
   a fiftieth of that too: what fifty devices would leave to each. For that fiftieth the found ones are also tuned:
   trained in the same way from what they are in the supernet. The time is counted in epochs of the largest student, so
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import time
 from collections import Counter
@@ -45,7 +48,7 @@ from _shipped import BUDGETS, PACKAGE, PARTS, Job, chosen, earlier, packed_weigh
 from _synthetic import check_images, synthetic_images
 from tabulate import tabulate
 
-from proard_nas import ProARDEstimator
+from proard_nas import Architecture, ProARDEstimator
 from proard_nas.evaluation import calibrate
 from proard_nas.evaluation.population import append_line, checksum
 from proard_nas.supernets.saving import rounded
@@ -104,7 +107,8 @@ def pack(job: Job) -> dict[str, Any]:
     estimator.n_jobs = job.jobs
     estimator.label(budget.n_labels, x, y, replace=True, record=job.folder / "labels.jsonl")
     estimator.n_jobs = None
-    network.metadata.pop("students", None)  # of the weights before
+    for figures in ("students", "measurement"):  # of the weights before
+        network.metadata.pop(figures, None)
     network.metadata |= {
         "data": {"cifar10": "CIFAR-10"}.get(job.data, job.data),
         "license": "apache-2.0",
@@ -149,8 +153,7 @@ def card(job: Job) -> list[dict[str, Any]]:
     """Measure five students of the packed supernet on the test images, and write them on its cards."""
     estimator = ProARDEstimator.load(job.packed)
     torch.set_num_threads(_training.threads(1))
-    weights = checksum(estimator.supernet_)
-    record, rows = job.folder / f"card-{weights}.jsonl", []
+    record, rows = job.folder / f"card-{checksum(estimator.supernet_)}.jsonl", []
     known = {row["student"]: row for row in _robustness.read_lines(record)}
     for name, arch in chosen(estimator, job.budget.limits).items():
         student = estimator.extract(arch)
@@ -160,14 +163,80 @@ def card(job: Job) -> list[dict[str, Any]]:
             known[name] |= _robustness.measure_network(student, job.images().test, job.test, auto=True)
             append_line(record, known[name])
         rows.append(known[name])
-    titles = {**_robustness.NAMES, "autoattack": f"AutoAttack ({job.budget.n_auto} images)"}
-    estimator.supernet_.metadata["students"] = [
-        {"student": row["student"], "MMACs": round(row["mmacs"], 2), "parameters": row["params"]}
-        | {f"{titles[m]}, %": round(100 * row[m], 2) for m in _robustness.TABLE}
-        for row in rows
-    ]
-    estimator.save(job.packed, dtype="float16")
+    write_cards(job, rows, earlier(job).get("attack", []))
     return rows
+
+
+def write_cards(job: Job, rows: list[dict[str, Any]], attacked: list[dict[str, Any]]) -> None:
+    """Write on the packed supernet's cards what was measured; AutoAttack on all images where it has been run on all."""
+    estimator = ProARDEstimator.load(job.packed)
+    whole = {row["student"]: row for row in attacked}
+    students = []
+    for row in rows:
+        figures = {f"{_robustness.NAMES[m]}, %": round(100 * row[m], 2) for m in _robustness.TABLE}
+        if row["student"] in whole:
+            figures["AutoAttack, %"] = round(100 * whole[row["student"]]["autoattack"], 2)
+        else:
+            figures["AutoAttack, %"] = f"{figures['AutoAttack, %']} ({job.budget.n_auto} images)"
+        cost = {"MMACs": round(row["mmacs"], 2), "parameters": row["params"]}
+        students.append({"student": row["student"], **cost, **figures})
+    estimator.supernet_.metadata |= {"students": students, "measurement": job.measurement}
+    estimator.save(job.packed, dtype="float16")
+
+
+# -- AutoAttack on all images -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacked:
+    """A student, and the record of AutoAttack on it."""
+
+    name: str
+    arch: Architecture
+    record: Path
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def attack(job: Job) -> list[dict[str, Any]]:
+    """Run AutoAttack on all test images for the students of the card, and write its figures on the cards."""
+    estimator = ProARDEstimator.load(job.packed)
+    weights, cost = checksum(estimator.supernet_), estimator.supernet_.cost
+    students = [
+        Attacked(name, arch, job.records / f"autoattack-{weights}-{_study.short_name(arch)}.jsonl")
+        for name, arch in chosen(estimator, job.budget.limits).items()
+    ]
+
+    def n_images(student: Attacked) -> int:
+        return sum(row["images"] for row in _robustness.read_lines(student.record))
+
+    job.records.mkdir(parents=True, exist_ok=True)
+    missing = [student for student in students if n_images(student) < job.budget.n_test]
+    waiting = sorted(missing, key=lambda student: cost(student.arch).macs)[: job.n_attacked]
+    run = functools.partial(attack_all, job)
+    _training.run_side_by_side(waiting, lambda student: True, run, job.jobs, "AutoAttack on all images")
+    rows = [
+        {"student": student.name, "arch": student.arch.to_dict(), **in_all(_robustness.read_lines(student.record))}
+        for student in students
+        if n_images(student) == job.budget.n_test
+    ]
+    if "card" in earlier(job):
+        write_cards(job, earlier(job)["card"], rows)
+    return rows
+
+
+def attack_all(job: Job, student: Attacked) -> None:
+    """Run AutoAttack on all test images for one student."""
+    torch.set_num_threads(_training.threads(job.jobs))
+    network = ProARDEstimator.load(job.packed).extract(student.arch)
+    _robustness.autoattack_all(network, job.images().test, job.test, student.record)
+
+
+def in_all(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of all parts together."""
+    images, robust, seconds = (sum(part[key] for part in parts) for key in ("images", "robust", "seconds"))
+    return {"images": images, "autoattack": robust / images, "seconds": seconds}
 
 
 # -- command line -----------------------------------------------------------------------------------
@@ -181,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--further", action="store_true", help="train the packed supernet further")
     parser.add_argument("--n-alone", type=int, help="trainings alone that this run does (default: all that are left)")
-    parser.add_argument("--records", type=Path, help="folder for the records of networks alone (default: --work's)")
+    parser.add_argument("--n-attacked", type=int, help="students that this run attacks on all images (default: all)")
+    parser.add_argument("--records", type=Path, help="folder for small records of what takes hours (default: --work's)")
     parser.add_argument("--package", default=PACKAGE, help="folder in which the packed folder is made")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="labels, and networks alone, at once")
     parser.add_argument("--work", default=_study.WORK, help="folder for records and checkpoints")
@@ -190,16 +260,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     started = time.time()
     data, file = _images.named_data(args.data)
     work, package, out = (Path(path).resolve() for path in (args.work, args.package, args.out))
-    job = Job(data, file, args.budget, work, package, args.jobs, out, args.records, args.n_alone, args.further)
+    job = Job(
+        data,
+        file,
+        args.budget,
+        work,
+        package,
+        args.jobs,
+        out,
+        kept=args.records,
+        n_alone=args.n_alone,
+        n_attacked=args.n_attacked,
+        further=args.further,
+    )
     _training.ignored_by_git(job.work)
     job.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(_training.threads(1))
-    made = {"train": train, "pack": pack, "card": card, "alone": _alone.alone}
+    made = {"train": train, "pack": pack, "card": card, "attack": attack, "alone": _alone.alone}
     results: dict[str, Any] = {
         "data": data,
         "budget": dataclasses.asdict(job.budget),
         "recipe": dataclasses.asdict(job.recipe),
-        "autoattack": job.test.title,
+        "measurement": job.measurement,
     }
     for part in PARTS:
         if part in args.parts:
@@ -207,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if part != "train":
                 results |= earlier(job) | {part: found, "weights": packed_weights(job)}
                 print("wrote", _record.save(out, results, 0, started))
-            if part in ("card", "alone"):
+            if part in ("card", "alone") and found:
                 print(table(found))
     return results
 

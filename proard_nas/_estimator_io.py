@@ -196,7 +196,7 @@ def _facts(estimator: ProARDEstimator) -> dict[str, Any]:
     from . import __version__
 
     network = estimator.supernet_
-    known = ("description", "license", "data", "load", "calibration", "students")
+    known = ("description", "license", "data", "load", "calibration", "students", "measurement")
     return {
         **{name: network.metadata[name] for name in known if name in network.metadata},
         "model": estimator.model,

@@ -8,8 +8,8 @@ from typing import Any
 
 TASK = "image-classification"
 IN_PROSE = ("description", "name", "license", "architecture", "format", "calibrated", "data", "split", "students",
-            "load", "calibration")  # fmt: skip
-IN_CARD = ("description", "load", "calibration", "students")
+            "measurement", "load", "calibration")  # fmt: skip
+IN_CARD = ("description", "load", "calibration", "students", "measurement")
 USE = """\
 ## Use
 
@@ -64,7 +64,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         _introduction(facts),
         facts.get("description"),
         _accuracies(facts),
-        students_table(facts.get("students")),
+        students_table(facts.get("students"), facts.get("measurement")),
         "## Facts\n\n" + _table(_rows(facts)),
         "## Architecture\n\n" + _table(facts["architecture"].items()),
         USE.format(channels=channels, height=height, width=width),
@@ -80,7 +80,8 @@ def estimator_card(facts: Mapping[str, Any]) -> str:
     facts : mapping
         ``model``, ``n_labels``, ``n_images`` (calibration images in the folder), ``largest_mmacs``, ``classes`` and
         ``versions``; where there are, ``description``, ``license``, ``load`` (how it is loaded, in Python),
-        ``calibration`` (what the images are, if not training images) and ``students`` (see `students_table`).
+        ``calibration`` (what the images are, if not training images), ``students`` and ``measurement`` (see
+        `students_table`).
     """
     load = facts.get("load") or 'ProARDEstimator.load("FOLDER")'
     parts = [
@@ -89,27 +90,29 @@ def estimator_card(facts: Mapping[str, Any]) -> str:
         ),
         facts.get("description"),
         facts.get("calibration") or IMAGES.format(n_images=facts["n_images"]),
-        students_table(facts.get("students")),
+        students_table(facts.get("students"), facts.get("measurement")),
         "## Facts\n\n" + _table(_flat({key: value for key, value in facts.items() if key not in IN_CARD})),
     ]
     text = "\n\n".join(part.strip() for part in parts if part)
     return front_matter({"license": facts.get("license")}, library="proard-nas") + "\n" + text + "\n"
 
 
-def students_table(students: Sequence[Mapping[str, Any]] | None) -> str | None:
+def students_table(students: Sequence[Mapping[str, Any]] | None, measurement: str | None = None) -> str | None:
     """Return measured students as a section of a card, one row for each; None where there are none.
 
     Parameters
     ----------
     students : sequence of mapping
         All with the same keys, which become the columns.
+    measurement : str, default=None
+        On what and how they were measured: a paragraph above the table.
     """
     if not students:
         return None
     keys = list(students[0])
     rows = [[_cell(one.get(key, "")) for key in keys] for one in students]
     lines = ["| " + " | ".join(row) + " |" for row in [[_cell(key) for key in keys], ["---"] * len(keys), *rows]]
-    return "## Students\n\n" + "\n".join(lines)
+    return "\n\n".join(part for part in ("## Students", measurement, "\n".join(lines)) if part)
 
 
 def front_matter(facts: Mapping[str, Any], name: str | None = None, library: str = "timm") -> str:

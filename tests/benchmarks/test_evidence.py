@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from proard_nas import ProARDEstimator
+from proard_nas import Architecture, ProARDEstimator
 from proard_nas.training import Ledger
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -258,7 +258,31 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
     est = ProARDEstimator.load(folder)
     assert len(est.labels_) == 14 and len(est.calibration_images_) == 16
     seconds = est.spent_.total.seconds
-    assert "no photographs" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "no photographs" in card and "Measured on 24 test images" in card and "Square cut to 10 queries" in card
+
+    # AutoAttack on all images, in two parts: the first is that of the card; a part that is lost is attacked again.
+    records = sorted((tmp_path / "work").rglob("autoattack-*.jsonl"))
+    assert len(records) == len(found["attack"]) == 3
+    for row, whole in zip(found["card"], found["attack"], strict=True):
+        (record,) = (
+            path
+            for path in records
+            if path.stem.endswith(scripts["_study"].short_name(Architecture.from_dict(whole["arch"])))
+        )
+        first, second = (json.loads(line) for line in record.read_text().splitlines())
+        assert first["images"] == second["images"] == 12 and whole["images"] == 24
+        assert first["robust"] / 12 == row["autoattack"]
+        assert whole["autoattack"] == (first["robust"] + second["robust"]) / 24 <= row["pgd20"]
+        record.write_text(json.dumps(first) + "\n")
+    again = shipped.main([*options, "--parts", "attack", "--n-attacked", "1", *paths])
+    assert [row["student"] for row in again["attack"]] == ["smallest"]
+    (line,) = (line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| largest |"))
+    assert line.endswith("(12 images) |")
+    found = shipped.main([*options, "--parts", "attack", *paths])
+    assert "(12 images)" not in (folder / "README.md").read_text()
+    for whole, before in zip(found["attack"], later["attack"], strict=True):
+        assert whole | {"seconds": 0} == before | {"seconds": 0}
     student = est.extract(est.supernet_.space.smallest)
     assert student.cost().mmacs == pytest.approx(found["card"][-1]["mmacs"])
 
