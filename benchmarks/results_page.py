@@ -195,9 +195,8 @@ def costs_of_devices(page: Page) -> Iterator[list[str]]:
     for _, record in page.files("devices"):
         for which, one in record["results"]["measured"].items():
             cost = one["macs"]
-            numbers = [n_devices(cost[name]) for name in ("break_even_devices", "devices_for_60")]
-            numbers.insert(1, f"{cost['ratio']['50']:.1f} times")
-            yield [record["results"]["study"]["data"], which, *numbers]
+            even, sixty = (n_devices(cost[name]) for name in ("break_even_devices", "devices_for_60"))
+            yield [record["results"]["study"]["data"], which, even, f"{cost['ratio']['50']:.1f} times", sixty]
 
 
 # -- the supernet that ships ------------------------------------------------------------------------
@@ -250,7 +249,7 @@ def shipped(page: Page) -> None:
                 "The supernet's students minus the same networks otherwise trained, in points, one training of each:"
             )
             page.table(others, ["student", "minus", *titles])
-        left = [f"{name} ({how})" for name, how in not_trained_yet(found)]
+        left = list(not_trained_yet(found))
         if left:
             page.add(f"Not trained alone yet: {', '.join(left)}.")
         page.source(name, record)
@@ -273,12 +272,12 @@ def shipped_minus_others(found: dict[str, Any], parts: Collection[Fraction] | No
             yield [row["student"], how_trained(row), *(f"{100 * (own[m] - row[m]):+.1f}" for m in METRICS)]
 
 
-def not_trained_yet(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def not_trained_yet(found: dict[str, Any]) -> Iterator[str]:
     """Yield the students that are still to be trained alone, and for how long."""
     done = {(row["student"], row["part"], row["tuned"]) for row in found.get("alone", [])}
     for name, part, tuned in trained_alone(row["student"] for row in found.get("card", [])):
         if part in PARTS and (name, float(part), tuned) not in done:
-            yield name, f"{'tuned, ' * tuned}{part_of_time(part)}"
+            yield f"{name} ({'tuned, ' * tuned}{part_of_time(part)})"
 
 
 # -- the paper's tables and figures -------------------------------------------------------------------

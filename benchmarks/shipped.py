@@ -163,13 +163,14 @@ def card(job: Job) -> list[dict[str, Any]]:
             known[name] |= _robustness.measure_network(student, job.images().test, job.test, auto=True)
             append_line(record, known[name])
         rows.append(known[name])
-    write_cards(job, rows, earlier(job).get("attack", []))
+    write_cards(job, estimator, rows, earlier(job).get("attack", []))
     return rows
 
 
-def write_cards(job: Job, rows: list[dict[str, Any]], attacked: list[dict[str, Any]]) -> None:
+def write_cards(
+    job: Job, estimator: ProARDEstimator, rows: list[dict[str, Any]], attacked: list[dict[str, Any]]
+) -> None:
     """Write on the packed supernet's cards what was measured; AutoAttack on all images where it has been run on all."""
-    estimator = ProARDEstimator.load(job.packed)
     whole = {row["student"]: row for row in attacked}
     students = []
     for row in rows:
@@ -198,6 +199,14 @@ class Attacked:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The figures of all parts in the record together; no ``autoattack`` where there are none."""
+        parts = _robustness.read_lines(self.record)
+        images, robust, seconds = (sum(part[key] for part in parts) for key in ("images", "robust", "seconds"))
+        found = {"student": self.name, "arch": self.arch.to_dict(), "images": images}
+        return found | ({"autoattack": robust / images, "seconds": seconds} if parts else {})
+
 
 def attack(job: Job) -> list[dict[str, Any]]:
     """Run AutoAttack on all test images for the students of the card, and write its figures on the cards."""
@@ -207,22 +216,15 @@ def attack(job: Job) -> list[dict[str, Any]]:
         Attacked(name, arch, job.records / f"autoattack-{weights}-{_study.short_name(arch)}.jsonl")
         for name, arch in chosen(estimator, job.budget.limits).items()
     ]
-
-    def n_images(student: Attacked) -> int:
-        return sum(row["images"] for row in _robustness.read_lines(student.record))
-
     job.records.mkdir(parents=True, exist_ok=True)
-    missing = [student for student in students if n_images(student) < job.budget.n_test]
+    missing = [student for student in students if student.figures["images"] < job.budget.n_test]
     waiting = sorted(missing, key=lambda student: cost(student.arch).macs)[: job.n_attacked]
     run = functools.partial(attack_all, job)
     _training.run_side_by_side(waiting, lambda student: True, run, job.jobs, "AutoAttack on all images")
-    rows = [
-        {"student": student.name, "arch": student.arch.to_dict(), **in_all(_robustness.read_lines(student.record))}
-        for student in students
-        if n_images(student) == job.budget.n_test
-    ]
-    if "card" in earlier(job):
-        write_cards(job, earlier(job)["card"], rows)
+    rows = [row for row in (student.figures for student in students) if row["images"] == job.budget.n_test]
+    measured = earlier(job).get("card")
+    if measured:
+        write_cards(job, estimator, measured, rows)
     return rows
 
 
@@ -231,12 +233,6 @@ def attack_all(job: Job, student: Attacked) -> None:
     torch.set_num_threads(_training.threads(job.jobs))
     network = ProARDEstimator.load(job.packed).extract(student.arch)
     _robustness.autoattack_all(network, job.images().test, job.test, student.record)
-
-
-def in_all(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of all parts together."""
-    images, robust, seconds = (sum(part[key] for part in parts) for key in ("images", "robust", "seconds"))
-    return {"images": images, "autoattack": robust / images, "seconds": seconds}
 
 
 # -- command line -----------------------------------------------------------------------------------
@@ -253,7 +249,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--n-attacked", type=int, help="students that this run attacks on all images (default: all)")
     parser.add_argument("--records", type=Path, help="folder for small records of what takes hours (default: --work's)")
     parser.add_argument("--package", default=PACKAGE, help="folder in which the packed folder is made")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="labels, and networks alone, at once")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="labels, attacked students and networks alone, at once"
+    )
     parser.add_argument("--work", default=_study.WORK, help="folder for records and checkpoints")
     parser.add_argument("--out", default=_record.RESULTS / "shipped.json")
     args = parser.parse_args(argv)
@@ -289,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if part != "train":
                 results |= earlier(job) | {part: found, "weights": packed_weights(job)}
                 print("wrote", _record.save(out, results, 0, started))
-            if part in ("card", "alone") and found:
+            if part in ("card", "alone"):
                 print(table(found))
     return results
 
