@@ -56,11 +56,11 @@ def alone(job: Job) -> list[dict[str, Any]]:
         job.jobs,
         "alone",
     )
-    records = {task: alone_record(job, task) for task in tasks}
+    records = [(task, json.loads(path.read_text())) for task in tasks if (path := alone_record(job, task)).exists()]
     return [
-        {"student": task.name, "mmacs": estimator.supernet_.cost(task.arch).mmacs, **json.loads(path.read_text())}
-        for task, path in records.items()
-        if path.exists()
+        {"student": task.name, "mmacs": estimator.supernet_.cost(task.arch).mmacs}
+        | {name: value for name, value in record.items() if name != "history"}  # long, and in the record for good
+        for task, record in records
     ]
 
 
