@@ -22,7 +22,7 @@ from ._errors import check_name, unknown_name
 from ._numbers import whole_number
 from ._random import derive_seed
 from ._warm_start import Before
-from .attacks import seeded
+from .attacks import seeded, warn_if_short
 from .data import PreparedData, check_image_size, prepare
 from .supernets import Supernet
 from .training import (
@@ -89,6 +89,7 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
         unknown = {name: settings["data"][name] for name in ("labels", "batches")}  # to an older folder: taken as given
         defaults = {"parameters": _parameters(type(estimator)()), "data": unknown}
         store = _open_store(folder, settings, defaults)
+    _warn_of_short_attacks(estimator, stages)
     estimator.calibration_images_ = calibration_images(
         data.train, estimator.n_calibration, estimator.augment, derive_seed(seed, "calibration")
     )
@@ -170,6 +171,15 @@ def _train_settings(estimator: ProARDEstimator, seed: int) -> TrainSettings:
         estimator.keep_best,
         estimator.checkpoint_seconds,
     )
+
+
+def _warn_of_short_attacks(estimator: ProARDEstimator, stages: list[Stage]) -> None:
+    """Log a warning for each PGD, of training and of labels, that cannot use the whole of its ball."""
+    trained = [stage.budget(estimator._budget()) for stage in stages if make_loss(stage.loss).passes.attacked]
+    budgets = {("training", one.step_size, one.steps) for one in trained if not one.single_step}
+    for part, step_size, steps in sorted(budgets | {("labels", estimator.step_size, estimator.eval_steps)}):
+        if distributed.is_main():
+            warn_if_short(f"PGD-{steps} of {part}", estimator.eps, step_size, steps)
 
 
 def _make_model(estimator: ProARDEstimator, **args: Any) -> Supernet:

@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import supernets
 from ._errors import check_name
-from .attacks import ATTACKS, EPS, ITERATED, STEP_SIZE
+from ._numbers import finite_number
+from .attacks import ATTACKS, EPS, ITERATED, STEP_SIZE, warn_if_short
 from .data import Source
 from .evaluation import AttackSettings, Evaluation, Label, calibrate, evaluate
 from .evaluation.accuracy import predict_logits
@@ -67,6 +68,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     eps : float, default=8/255
         Largest change of a pixel under every attack, l-infinity, images in [0, 1].
     step_size : float, default=2/255
+        Of PGD, for ``eps``; under another ``eps`` of `robust_score` or `evaluate` it is scaled with it.
     attack : {'pgd', 'ffgsm', 'n-fgsm'}, default='pgd'
         The inner attack in training. The last two take a single step, some five times cheaper;
         training is then watched for catastrophic overfitting.
@@ -353,7 +355,9 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
 
     def _attack(self, name: str, eps: float | None = None, steps: int | None = None) -> AttackSettings:
         steps = self.eval_steps if steps is None and name in ITERATED else steps
-        return AttackSettings(name, self.eps if eps is None else eps, self.step_size, steps)
+        if eps is None:
+            return AttackSettings(name, self.eps, self.step_size, steps)
+        return AttackSettings(name, eps, self.step_size * (finite_number("eps", eps) / self.eps), steps)
 
     # -- students -----------------------------------------------------------------------------
 
@@ -446,10 +450,18 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         X, y
             Arrays and labels, or a Dataset or loader alone.
         sample_weight : array-like of shape (n,), default=None
+            With arrays only.
+
+        Raises
+        ------
+        ValueError
+            If weights are given with a Dataset or loader.
         """
         check_is_fitted(self, "supernet_")
         if y is not None:
             return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
+        if sample_weight is not None:
+            raise ValueError("sample_weight goes with arrays and y; a Dataset or loader is scored without weights")
         return self.evaluate(X, attack="natural").accuracy
 
     def robust_score(
@@ -464,7 +476,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         attack : {'pgd', 'cw', 'fgsm', 'square', 'autoattack', 'autoattack-reference'}, default='pgd'
             The last needs the extra ``autoattack``; a result says which AutoAttack was run.
         eps : float, default=None
-            None is the estimator's ``eps``.
+            None is the estimator's ``eps``. Steps of PGD and CW are ``step_size * eps / self.eps`` long.
         steps : int, default=None
             Of PGD and CW, None being the estimator's ``eval_steps``; queries of Square, None being 5,000.
         """
@@ -491,6 +503,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         check_is_fitted(self, "supernet_")
         check_name("attack", attack, ("natural", *ATTACKS))
         settings = self._attack(attack, eps, steps)
+        if settings.name in ITERATED and settings.steps is not None:
+            warn_if_short(settings.title, settings.eps, settings.step_size, settings.steps)
         source = self.encoder_source(X, y)
         if isinstance(student, (Architecture, dict)):
             student = self.extract(student)

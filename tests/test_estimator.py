@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from proard_nas import ProARDEstimator
 from proard_nas.deploy import build_latency_table, save_student
+from proard_nas.evaluation import AttackSettings, evaluate
 from proard_nas.supernets import is_calibrated
 from proard_nas.training import Stage, make_schedule
 
@@ -428,6 +429,37 @@ def test_wrong_evaluation_input_is_refused(fitted, digits):
         fitted.predict(np.zeros((2, 1, 9, 9), dtype=np.float32))
     with pytest.raises(ValueError, match="without labels"):
         fitted.robust_score(x_test)
+
+
+def test_steps_of_another_eps_are_as_long_a_part_of_it(fitted, digits):
+    _, x_test, _, y_test = digits
+    x_test, y_test = x_test[:60], y_test[:60]
+    found = fitted.evaluate(x_test, y_test, eps=0.3)
+    assert (found.eps, found.steps) == (0.3, 3) and found.step_size == pytest.approx(0.15)  # half of eps, as in SMALL
+    same = evaluate(fitted.supernet_, fitted.encoder_source(x_test, y_test), AttackSettings("pgd", 0.3, 0.15, 3),
+                    seed=fitted.seed_)  # fmt: skip
+    assert found.accuracy == same.accuracy
+    own = fitted.evaluate(x_test, y_test, eps=fitted.eps)
+    assert own.step_size == fitted.step_size and own.accuracy == fitted.robust_score(x_test, y_test)
+
+
+def test_an_attack_too_short_for_its_ball_is_warned_of_once(fitted, digits, caplog):
+    x_train, x_test, y_train, y_test = head(digits)
+    fitted.robust_score(x_test, y_test)
+    assert "out of reach" not in caplog.text
+    fitted.robust_score(x_test, y_test, steps=1)
+    assert caplog.text.count("PGD-1: 1 steps of 0.05") == 1
+    short = {**SHORT, "step_size": 0.02, "eval_steps": 2}
+    ProARDEstimator(**short).fit(x_train, y_train)
+    assert caplog.text.count("PGD-1 of training: ") == caplog.text.count("PGD-2 of labels: ") == 1
+
+
+def test_weights_that_would_not_count_are_refused(fitted, digits):
+    _, x_test, _, y_test = digits
+    data = TensorDataset(torch.as_tensor(x_test), torch.as_tensor(y_test))
+    assert fitted.score(data) == pytest.approx(fitted.score(x_test, y_test, sample_weight=np.ones(len(y_test))))
+    with pytest.raises(ValueError, match="sample_weight goes with arrays"):
+        fitted.score(data, sample_weight=np.ones(len(y_test)))
 
 
 def test_an_unfitted_estimator_says_so():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .autoattack import AutoAttack, ReferenceAutoAttack
-from .budget import BATCH_NORM, EPS, METHODS, STEP_SIZE, AttackBudget, check_budget
+from .budget import BATCH_NORM, EPS, METHODS, STEP_SIZE, AttackBudget, check_budget, warn_if_short
 from .evaluation import ATTACKS, ITERATED, attack_steps, attack_title, make_attack, run_attack
 from .inner import InnerAttack, inner_attack
 from .modes import attack_mode, seeded
@@ -39,4 +39,5 @@ __all__ = [
     "margin",
     "run_attack",
     "seeded",
+    "warn_if_short",
 ]

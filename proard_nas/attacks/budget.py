@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 from proard_nas._errors import check_name
 from proard_nas._numbers import finite_number, positive_number, whole_number
+
+logger = logging.getLogger(__name__)
 
 EPS = 8 / 255
 STEP_SIZE = 2 / 255
@@ -67,3 +70,13 @@ def check_budget(eps: float, step_size: float, steps: int) -> None:
         raise ValueError(f"eps must be in (0, 1], in units of images in [0, 1]; got {eps} (the paper's is 8/255)")
     positive_number("step_size", step_size, "in units of images in [0, 1]")
     whole_number("the number of attack steps", steps, 1)
+
+
+def warn_if_short(attack: str, eps: float, step_size: float, steps: int) -> None:
+    """Log a warning if PGD's steps together are shorter than eps: then it cannot use the whole ball."""
+    if step_size * steps < eps * (1 - 1e-6):
+        logger.warning(
+            "%s: %d steps of %.3g are together shorter than eps=%.3g, so that most of the ball's border is out of "
+            "reach and accuracy under this attack is too high; give more steps or a larger step_size",
+            attack, steps, step_size, eps,
+        )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proard_nas.attacks import AttackBudget, check_budget
+from proard_nas.attacks import AttackBudget, check_budget, warn_if_short
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,12 @@ def test_an_unknown_method_or_batch_norm_mode_suggests_the_nearest():
 def test_single_step_methods_take_one_step(method, single, steps):
     budget = AttackBudget(steps=7, method=method)
     assert (budget.single_step, budget.n_steps) == (single, steps)
+
+
+@pytest.mark.parametrize(
+    ("eps", "step_size", "steps", "short"),
+    [(8 / 255, 2 / 255, 20, False), (8 / 255, 2 / 255, 4, False), (0.3, 0.1, 3, False), (0.3, 0.1, 2, True)],
+)
+def test_an_attack_whose_steps_cannot_reach_the_border_is_warned_of(caplog, eps, step_size, steps, short):
+    warn_if_short("PGD", eps, step_size, steps)
+    assert ("out of reach" in caplog.text) == short
