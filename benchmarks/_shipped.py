@@ -153,8 +153,9 @@ class Job:
     def measurement(self) -> str:
         """Say on which images and under which attacks students are measured."""
         return (
-            f"Measured on {self.budget.n_test:,} test images, on which nothing was chosen. FGSM; {self.test.pgd20}; on "
-            f"the images that it leaves, {self.test.title}, which is not the reference code."
+            f"Measured on {self.budget.n_test:,} test images; no weights, student or search was chosen on them. FGSM; "
+            f"{self.test.pgd20}; on the images that it leaves, {self.test.title}, which is not the reference code: its "
+            "APGD takes 10 steps, not 100."
         )
 
     def images(self) -> _images.Data:
@@ -174,6 +175,20 @@ def earlier(job: Job) -> dict[str, Any]:
     results: dict[str, Any] = json.loads(job.out.read_text())["results"]
     parts = {part: results[part] for part in PARTS if part in results}
     return parts if results.get("weights") == packed_weights(job) else {}
+
+
+def measured_before(job: Job) -> list[dict[str, Any]]:
+    """Return what the largest student of each earlier training, none of which is packed now, had on the test images."""
+    if not job.out.exists():
+        return []
+    file = json.loads(job.out.read_text())
+    results = file["results"]
+    before: list[dict[str, Any]] = results.get("measured_before", [])
+    if "card" not in results or results["weights"] == packed_weights(job):
+        return before
+    largest = next(row for row in results["card"] if row["student"] == "largest")
+    figures = {metric: largest[metric] for metric in _robustness.TABLE}
+    return [*before, {"weights": results["weights"], "commit": file["commit"], "date": file["date"], **figures}]
 
 
 def packed_weights(job: Job) -> str:

@@ -303,13 +303,17 @@ class Study:
         made = AccuracyPredictor(network.space, network.cost, random_state=seed)
         return made.fit(labels.architectures, labels.accuracies)
 
-    def search(self, seed: int, max_flops: float | None = None) -> SearchResult:
-        """Search the progressive supernet's students; by default under a fifth of the largest one's cost."""
+    def search(self, seed: int, max_flops: float | None = None, known: AccuracyPredictor | None = None) -> SearchResult:
+        """Search the progressive supernet's students; by default under a fifth of the largest one's cost.
+
+        What is ``known`` of them is, by default, what the seed's labels teach.
+        """
         network = self.network(0)
-        labels = self.labelled(seed, self.drawn(self.budget.n_labels, seed))
+        if known is None:
+            known = self.predictor(seed, self.labelled(seed, self.drawn(self.budget.n_labels, seed)))
         limit = LIMIT * network.cost(network.space.largest).mmacs if max_flops is None else max_flops
         return search(
-            network.space, self.predictor(seed, labels).predict, network.cost, max_flops=limit, seed=seed,
+            network.space, known.predict, network.cost, max_flops=limit, seed=seed,
             n_generations=self.budget.n_generations, progress=False,
         )  # fmt: skip
 
@@ -330,6 +334,7 @@ class Study:
         return {
             **json.loads(json.dumps(self.settings())),
             "budget_name": self.name,
+            "seeds": list(self.budget.seeds),
             "model": self.recipe.model,
             "device": self.device,
             "precision": str(self.precision),

@@ -428,8 +428,13 @@ def finite(value: float) -> float | None:
 
 
 def table(results: dict[str, Any]) -> str:
-    rows: list[list[Any]] = []
+    rows, texts = list[list[Any]](), list[str]()
     for data, found in results.items():
+        recipe, b = found["settings"]["recipe"], found["settings"]["budget"]
+        texts.append(
+            f"{data}: {recipe['model']}, {b['n_train']} training images, {b['epochs']} epochs; labels on "
+            f"{b['n_images']} images under {found['attack']}, eps {recipe['eps']:.5f}, step {recipe['step_size']:.5f}"
+        )
         drop, proxy, scale = found["dropping"], found["proxy"], found["scaling"]
         equal = sum(row["equal"] for row in drop["students"])
         rows.append([data, "dropping fooled images", *three(drop["ratio"]),
@@ -440,7 +445,8 @@ def table(results: dict[str, Any]) -> str:
                          f"tau natural {tau[0]}, robust {tau[1]}; RMSE robust {row['rmse_robust']:.4f}"])  # fmt: skip
         for name, ratio in scale["ratio"].items():
             rows.append([data, f"two against one: {name}", *three(ratio), ""])
-    return tabulate(rows, ["data", "what", "times faster\n(median)", "least", "most", ""], floatfmt=".2f")
+    ratios = tabulate(rows, ["data", "what", "times faster\n(median)", "least", "most", ""], floatfmt=".2f")
+    return "\n".join([*texts, ratios])
 
 
 def three(found: dict[str, Any]) -> tuple[float, float, float]:

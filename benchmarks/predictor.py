@@ -438,6 +438,13 @@ with_std = functools.partial(_robustness.with_std, digits=4, scale=1)
 def text(results: dict[str, Any]) -> str:
     parts = []
     for data, found in results.items():
+        b, recipe, given = found["settings"]["budget"], found["settings"]["recipe"], found["labels"]
+        parts.append(
+            f"{data}: {recipe['model']}, {b['n_train']} training images, {b['epochs']} epochs, inner attack "
+            f"{recipe['attack']} of {recipe['attack_steps']} steps; labels on {given['n_images']} validation images, "
+            f"naturally and under {given['name'].upper()}-{given['steps']}, eps {given['eps']:.5f}, step "
+            f"{given['step_size']:.5f}; mean ± standard deviation over {len(found['seeds'])} seeds"
+        )
         rows = [[data, r["n_labels"], r["output"], with_std(r["rmse"]),
                  *(with_std(r[figure], digits=2) for figure in FIGURES[1:])] for r in found["curve"]]  # fmt: skip
         header = ["data", "labels", "output", f"RMSE\n(paper: {BAR}, 0.0072)", "Kendall's tau", "R2",

@@ -44,7 +44,17 @@ import _study
 import _training
 import numpy as np
 import torch
-from _shipped import BUDGETS, PACKAGE, PARTS, Job, chosen, earlier, packed_weights, training_seconds
+from _shipped import (
+    BUDGETS,
+    PACKAGE,
+    PARTS,
+    Job,
+    chosen,
+    earlier,
+    measured_before,
+    packed_weights,
+    training_seconds,
+)
 from _synthetic import check_images, synthetic_images
 from tabulate import tabulate
 
@@ -116,7 +126,7 @@ def pack(job: Job) -> dict[str, Any]:
         "calibration": f"Students are given their batch norm statistics from {len(synthetic)} images that come with "
         "it. They are no photographs: they were made from noise to have, in the layers of random students, the "
         "statistics that the training images have.",
-        "description": description(job, estimator),
+        "description": f"{description(job, estimator)} {how_to_continue(job)}",
     }
     estimator.save(job.packed, dtype="float16")
     return {
@@ -137,12 +147,19 @@ def description(job: Job, estimator: ProARDEstimator) -> str:
     machine = _record.machine()
     epochs = Counter(row["stage"] for row in estimator.history_)
     hours = training_seconds(estimator.spent_) / 3600
-    file = "" if job.file is None else "=FILE.npz"
     return (
         f"Trained on {job.budget.n_train:,} images in {hours:.1f} hours on {job.cores} CPU core{'s' * (job.cores > 1)} "
-        f"({machine['cpu']}): {', '.join(f'{name} {n}' for name, n in epochs.items())} epochs, inner attack "
-        f"{job.recipe.attack}, eps {job.recipe.eps * 255:.0f}/255. To continue it, from a checkout, "
-        f"with the same images held out: `python benchmarks/shipped.py --further --data {job.data}{file}`."
+        f"({'the last time ' * job.further}{machine['cpu']}): "
+        f"{', '.join(f'{name} {n}' for name, n in epochs.items())} epochs, inner attack {job.recipe.attack}, eps "
+        f"{job.recipe.eps * 255:.0f}/255."
+    )
+
+
+def how_to_continue(job: Job) -> str:
+    file = "" if job.file is None else "=FILE.npz"
+    return (
+        "To continue it, from a checkout, with the same images held out: `python benchmarks/shipped.py --further "
+        f"--parts train pack card --data {job.data}{file}`. That replaces the packed folder by what it becomes."
     )
 
 
@@ -285,7 +302,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if part in args.parts:
             found = made[part](job)
             if part != "train":
-                results |= earlier(job) | {part: found, "weights": packed_weights(job)}
+                before = {"measured_before": measured_before(job)}
+                results |= before | earlier(job) | {part: found, "weights": packed_weights(job)}
                 print("wrote", _record.save(out, results, 0, started))
             if part in ("card", "alone"):
                 print(table(found))

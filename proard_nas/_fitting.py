@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +19,7 @@ from torch import nn
 from . import _labelling, _warm_start, distributed, supernets
 from ._describing import described, digest
 from ._errors import check_name, unknown_name
+from ._folders import read_json
 from ._numbers import whole_number
 from ._random import derive_seed
 from ._warm_start import Before
@@ -60,8 +61,8 @@ Folder = str | os.PathLike[str] | None
 def fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, checkpoint_dir: Folder) -> None:
     """Fit an estimator; see `ProARDEstimator.fit`."""
     check_parameters(estimator)
-    estimator.device_ = device_of(estimator)
-    with distributed.process_group(estimator.device_):
+    with _kept_until_trained(estimator), distributed.process_group(device_of(estimator)):
+        estimator.device_ = device_of(estimator)
         _fit(estimator, X, y, val_loader, None if checkpoint_dir is None else Path(checkpoint_dir))
 
 
@@ -93,8 +94,28 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
     estimator.calibration_images_ = calibration_images(
         data.train, estimator.n_calibration, estimator.augment, derive_seed(seed, "calibration")
     )
+    estimator._unfinished = (None if folder is None else folder.resolve(), earlier)
     _train(estimator, supernet, stages, data, teacher, store, earlier)
     _labelling.label_first(estimator, data.val, None if folder is None else folder / "labels.jsonl")
+    del estimator._unfinished
+
+
+@contextlib.contextmanager
+def _kept_until_trained(estimator: ProARDEstimator) -> Iterator[None]:
+    """Put the fitted attributes back if the block fails before there is a new supernet: those of two fits never mix."""
+
+    def fitted() -> dict[str, Any]:
+        return {k: v for k, v in vars(estimator).items() if k.endswith("_") and not k.startswith("_")}
+
+    before = fitted()
+    try:
+        yield
+    except BaseException:
+        if fitted().get("supernet_") is before.get("supernet_"):
+            for name in fitted():
+                delattr(estimator, name)
+            vars(estimator).update(before)
+        raise
 
 
 # -- before training --------------------------------------------------------------------------
@@ -251,10 +272,17 @@ def _describe(estimator: ProARDEstimator, data: PreparedData, seed: int) -> None
 def _seed(estimator: ProARDEstimator, folder: Path | None) -> int:
     """Return the run's seed; where none is asked for, an earlier run's in the folder."""
     if estimator.random_state is None and folder is not None and (folder / "settings.json").is_file():
-        return int(json.loads((folder / "settings.json").read_text())["seed"])
+        return _seed_of(folder / "settings.json")
     if estimator.random_state is None and estimator.warm_start and hasattr(estimator, "seed_"):
         return int(estimator.seed_)
     return int(check_random_state(estimator.random_state).randint(2**31))
+
+
+def _seed_of(path: Path) -> int:
+    try:
+        return int(read_json(path)["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not of a run of fit: it names no seed; give a new or an empty folder") from error
 
 
 def _settings(
@@ -312,7 +340,7 @@ def _train(
         watched = data.val.head(estimator.n_watch, seed=derive_seed(estimator.seed_, "watch")).to(estimator.device_)
         validation = Validation(watched, estimator._attack("pgd"))
     done = () if earlier is None else (len(earlier.history),)  # not the same random choices once more
-    with _EpochReports(estimator) as on_epoch:
+    with _EpochReports(estimator, *done) as on_epoch:
         trainer = Trainer(
             supernet,
             _labelling.on_device(data.train, estimator.device_),
@@ -331,6 +359,8 @@ def _train(
         trainer.use(estimator.precision_)
         distributed.wait_for_all()  # nobody writes a checkpoint before all have read theirs
         trainer.run(stages)
+    for name in ("labels_", "predictor_", "predictor_score_", "_val"):  # of the supernet before
+        vars(estimator).pop(name, None)
     estimator.supernet_, estimator.events_, estimator.spent_ = supernet, trainer.events, trainer.ledger
     estimator.history_ = trainer.history
     if earlier is not None:
@@ -338,15 +368,17 @@ def _train(
     if trainer.interrupted is not None:
         where = "" if store is None else f"; fit with checkpoint_dir={str(store.folder)!r} goes on from there"
         logger.warning("training was interrupted; the estimator holds the network as it is%s", where)
-        estimator._unfinished = earlier
         raise_for(trainer.interrupted)
 
 
 class _EpochReports:
-    """Reports each epoch of training: to scikit-learn's callbacks, as a task of `fit`, and to TensorBoard."""
+    """Reports each epoch of training: to scikit-learn's callbacks, as a task of `fit`, and to TensorBoard.
 
-    def __init__(self, estimator: ProARDEstimator) -> None:
-        self.estimator = estimator
+    Epochs are counted on from the ``done`` ones of earlier fits.
+    """
+
+    def __init__(self, estimator: ProARDEstimator, done: int = 0) -> None:
+        self.estimator, self.done = estimator, done
         self.context = estimator._init_callback_context(max_subtasks=None)  # epochs may be repeated, or be a helper's
         wanted = estimator.log_dir is not None and distributed.is_main()
         self.writer = TensorBoardWriter(estimator.log_dir) if wanted and estimator.log_dir is not None else None
@@ -356,6 +388,7 @@ class _EpochReports:
         return self._epoch
 
     def _epoch(self, record: dict[str, Any]) -> bool:
+        record = {**record, "global_epoch": record["global_epoch"] + self.done}
         if self.writer is not None:
             self.writer(record)
         task = self.context.subcontext(task_name="epoch")

@@ -26,12 +26,12 @@ class Before:
 
 
 def before(estimator: ProARDEstimator, folder: Path | None) -> Before | None:
-    """Return what a fit goes on from, if it is to; a fit that was stopped, and has a folder, has not begun anew."""
-    unfinished: Before | None = estimator.__dict__.pop("_unfinished", None)
+    """Return what a fit goes on from, if it is to; one that was stopped, and has its folder, has not begun anew."""
     if not estimator.warm_start or not hasattr(estimator, "supernet_"):
         return None
-    if unfinished is not None and folder is not None:
-        return unfinished
+    unfinished: tuple[Path | None, Before | None] = vars(estimator).get("_unfinished", (None, None))
+    if folder is not None and folder.resolve() == unfinished[0] and (folder / "settings.json").is_file():
+        return unfinished[1]
     return Before(digest(estimator.supernet_), estimator.history_, estimator.events_, estimator.spent_)
 
 

@@ -283,13 +283,14 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         ------
         ValueError
             If a parameter or the data is not usable, or ``checkpoint_dir`` holds a run of other
-            settings (the message names the difference); before any training starts.
+            settings (the message names the difference); before any training starts. What was
+            fitted before stays as it was.
         TrainingFailedError
             If training fails again after three returns to the last good state.
         KeyboardInterrupt, SystemExit
             On Ctrl-C or SIGTERM: after a checkpoint, within one batch. The estimator then has
-            ``supernet_`` as it is, can predict and extract, and `fit` with the same
-            ``checkpoint_dir`` goes on.
+            ``supernet_`` as it is and no labels, of an earlier fit either: it can predict and
+            extract, not search. `fit` with the same ``checkpoint_dir`` goes on.
 
         Notes
         -----

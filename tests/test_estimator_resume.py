@@ -114,6 +114,40 @@ def untouched(monkeypatch):
     monkeypatch.setattr("proard_nas.evaluation.population.label_student", None)
 
 
+def test_a_refused_refit_leaves_the_earlier_fit_whole(digits, fitted, run):
+    est, (x, y) = copy.deepcopy(fitted), digits
+    few = y < 3
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        est.fit(x[few], y[few], checkpoint_dir=run)
+    assert (est.predict(x) == fitted.predict(x)).all() and est.classes_.tolist() == list(range(10))
+    assert est.extract().pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
+    assert est.search(n_generations=1, population_size=4).best.mmacs > 0
+
+
+def test_a_refit_that_fails_in_training_leaves_the_earlier_fit_whole(digits, fitted, monkeypatch):
+    est = copy.deepcopy(fitted).set_params(random_state=1)
+    monkeypatch.setattr(Trainer, "step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        est.fit(*digits)
+    assert (est.seed_, est.n_train_) == (fitted.seed_, fitted.n_train_)
+    assert torch.equal(est.calibration_images_, fitted.calibration_images_)
+    est = ProARDEstimator(**SMALL)
+    with pytest.raises(ZeroDivisionError):
+        est.fit(*digits)
+    assert not [name for name in vars(est) if name.endswith("_") and not name.startswith("_")]
+
+
+def test_a_refit_that_is_stopped_has_no_labels_of_the_earlier_fit(digits, fitted, tmp_path, monkeypatch):
+    est = copy.deepcopy(fitted)
+    stop_at(monkeypatch, 0, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        est.fit(*digits)
+    for call in (est.search, lambda: est.label(13), lambda: est.save(tmp_path / "est")):
+        with pytest.raises(NotFittedError):
+            call()
+    assert est.predict(digits[0]).shape == (320,)
+
+
 def test_a_finished_run_is_not_trained_or_labelled_again(digits, fitted, run, monkeypatch):
     untouched(monkeypatch)
     second = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=run)
@@ -222,6 +256,12 @@ def test_a_folder_with_something_else_in_it_is_refused(digits, tmp_path):
     with pytest.raises(FileExistsError):
         ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=tmp_path)
     assert (tmp_path / "letters.txt").read_text() == "mine"
+
+
+def test_settings_of_somebody_else_are_refused_by_name(digits, tmp_path):
+    (tmp_path / "settings.json").write_text('{"editor": 1}')
+    with pytest.raises(ValueError, match=r"settings\.json is not of a run of fit: it names no seed"):
+        ProARDEstimator(**{**SMALL, "random_state": None}).fit(*digits, checkpoint_dir=tmp_path)
 
 
 def test_a_teacher_of_ones_own_teaches_every_stage_and_stays_as_it_was(digits):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
 
 from proard_nas import ProARDEstimator
+from proard_nas.evaluation import population
 from proard_nas.training import Stage, Trainer
 
 SMALL = {
@@ -147,6 +149,60 @@ def test_a_stopped_one_goes_on_to_the_same_bits(digits, folder, tmp_path, monkey
     assert same_bits(bits(est), bits(whole))
     assert [record["global_epoch"] for record in est.history_] == list(range(8))
     assert est.spent_.total.macs == whole.spent_.total.macs
+
+
+def test_a_first_fit_that_was_stopped_goes_on_in_the_same_process(digits, tmp_path, monkeypatch):
+    est, whole = ProARDEstimator(**SMALL, warm_start=True), ProARDEstimator(**SMALL).fit(*digits)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            est.fit(*digits, checkpoint_dir=tmp_path / "run")
+    est.fit(*digits, checkpoint_dir=tmp_path / "run")
+    assert same_bits(bits(est), bits(whole)) and len(est.history_) == 4
+
+
+def test_one_that_was_stopped_while_labelling_goes_on_in_the_same_process(digits, folder, tmp_path, monkeypatch):
+    est, original, calls = loaded(folder), population.label_student, []
+
+    def label(*args, **options):
+        calls.append(args[1])
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(*args, **options)
+
+    monkeypatch.setattr(population, "label_student", label)
+    with pytest.raises(KeyboardInterrupt):
+        est.fit(*digits, checkpoint_dir=tmp_path / "run")
+    with pytest.raises(NotFittedError):
+        est.search()
+    est.fit(*digits, checkpoint_dir=tmp_path / "run")
+    assert len(calls) == 12 + 1 and len(est.labels_) == 12 and len(est.history_) == 8
+
+
+def test_callbacks_and_tensorboard_count_epochs_on(digits, folder, monkeypatch):
+    class Records(list):
+        def setup(self, estimator, context):
+            pass
+
+        teardown = on_fit_task_begin = setup
+
+        def on_fit_task_end(self, estimator, context, *, metadata=None):
+            if metadata:
+                self.append(metadata)
+
+    class Writer(Records):
+        def __init__(self, log_dir):
+            written.append(self)
+
+        __call__ = list.append
+
+        def close(self):
+            pass
+
+    seen, written = Records(), []
+    monkeypatch.setattr("proard_nas._fitting.TensorBoardWriter", Writer)
+    est = loaded(folder, log_dir="logs").set_callbacks(seen).fit(*digits)
+    assert [record["global_epoch"] for record in seen] == [4, 5, 6, 7] and seen == written[-1] == est.history_[4:]
 
 
 def test_a_folder_that_began_from_other_weights_is_refused(digits, folder, tmp_path):

@@ -24,7 +24,7 @@ SCRIPTS = ("table1", "population", "widths", "devices", "predicted", "generation
 OTHERS = ("shipped", "results_page")
 PRINTED = ("predictor", "search", "labelling", "export", "latency", "training_step", "student_overhead", "resume")
 STUDIES = ("_images", "_record", "_robustness", "_study", "_training", "network_shapes")
-HELPERS = (*STUDIES, "_alone", "_shipped", "_synthetic", *PRINTED)
+HELPERS = (*STUDIES, "_alone", "_answers", "_page", "_shipped", "_shipped_section", "_synthetic", *PRINTED)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_the_page_says_which_differences_are_shown(scripts: dict[str, ModuleType
         others = zip(("random", "trades", "natural"), values, strict=True)
         rows = [(("largest", other), "pgd20", compare([0.30] * len(v), v)) for other, v in others]
         made = page.Page(tmp_path, tmp_path)
-        page.differences(made, rows)
+        page.differences(made, rows, page.NAMES)
         return "\n".join(made.parts)
 
     # Differences of -0.33, -3 and +29 points, with standard errors of 0.67, 0.58 and 0.58.
@@ -153,6 +153,9 @@ def test_the_page_says_which_differences_are_shown(scripts: dict[str, ModuleType
     assert "-0.33 ± 0.67" in text and "**-3.00 ± 0.58**" in text and "**+29.00 ± 0.58**" in text
     once = built([0.29], [0.33], [0.01])
     assert "+1.00" in once and "**" not in once and "better" not in once
+    # 1, 2 and 3 points: twice the standard error is 1.15, but the t-interval of three reaches 2.48 to both sides.
+    barely = built([0.31, 0.32, 0.33], [0.3, 0.3, 0.3], [0.3, 0.3, 0.3])
+    assert "**-2.00 ± 0.58** †" in barely and "- largest, PGD-20: worse than random sampling †; no" in barely
 
 
 def test_the_page_begins_with_answers(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -160,13 +163,45 @@ def test_the_page_begins_with_answers(scripts: dict[str, ModuleType], tmp_path: 
     accuracies = {"natural": [0.50, 0.52, 0.54], "pgd20": [0.3, 0.3, 0.3], "autoattack": [0.2, 0.3, 0.1]}
     own = {metric: spread(values) for metric, values in accuracies.items()}
     other = own | {"natural": spread([0.49, 0.50, 0.51]), "autoattack": spread([0.3, 0.2, 0.1])}
-    data = {"settings": {"budget": {"n_students": 50}}, "schedules": {"paper": own, "random": other}}
+    data = {
+        "settings": {"budget": {"n_students": 50, "n_auto": 80}},
+        "schedules": {"paper": own, "random": other},
+        "autoattack": {"students": [0, 7]},
+    }
     (tmp_path / "schedules.json").write_text(json.dumps({"results": {"data": {"digits": data}}}))
     made = page.Page(tmp_path, tmp_path)
     page.in_short(made)
     cells = [cell.strip() for cell in made.parts[-1].splitlines()[-1].strip("|").split("|")]
     # Differences of 1, 2 and 3 points: their deviation is 1, the standard error 1 / sqrt(3).
-    assert cells == ["digits", "50", "3", "**+2.00 ± 0.58** †", "+0.00 ± 0.00", "+0.00 ± 5.77"]
+    auto = "+0.00 ± 5.77 (2 students, 80 images)"
+    assert cells == ["digits", "50", "3", "**+2.00 ± 0.58** †", "+0.00 ± 0.00", auto]
+    answer = "Yes: of 2 comparisons of natural and PGD-20 accuracy 1 (1 of them †) show it to be better and none random"
+    assert answer in made.parts[-2]
+
+
+def test_the_front_of_a_population_is_what_no_student_beats_in_both(scripts: dict[str, ModuleType]) -> None:
+    natural, robust = np.random.default_rng(0).integers(0, 12, (2, 200)) / 12
+    pairs = set(zip(natural, robust, strict=True))
+    beaten = {(n, r) for n, r in pairs for m, s in pairs if m >= n and s >= r and (m, s) != (n, r)}
+    assert set(zip(*scripts["results_page"].front(natural, robust), strict=True)) == pairs - beaten
+
+
+def test_what_was_measured_of_earlier_weights_is_kept(
+    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, out = scripts["_shipped"], tmp_path / "shipped.json"
+    job = module.Job("cifar10", None, "smoke", tmp_path, tmp_path, 1, out)
+    monkeypatch.setattr(module, "packed_weights", lambda job: "b")
+    figures = {"natural": 0.7, "fgsm": 0.5, "pgd20": 0.4, "autoattack": 0.3}
+    card = [{"student": "largest", **figures}, {"student": "smallest", **figures}]
+    assert module.measured_before(job) == []
+    file = {"commit": "1234", "date": "2026-01-01", "results": {"weights": "a", "card": card}}
+    out.write_text(json.dumps(file))
+    (one,) = module.measured_before(job)
+    assert one == {"weights": "a", "commit": "1234", "date": "2026-01-01", **figures}
+    file["results"] |= {"weights": "b", "measured_before": [one]}  # the same weights again are no new training
+    out.write_text(json.dumps(file))
+    assert module.measured_before(job) == [one]
 
 
 def test_the_committed_page_is_that_of_the_committed_results(scripts: dict[str, ModuleType], tmp_path: Path) -> None:

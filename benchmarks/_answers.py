@@ -1,0 +1,184 @@
+"""What the page of results begins with: the questions of a reader, each answered by a sentence and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import _robustness
+import _study
+from _alone import DEVICES
+from _page import METRICS, NAMES, Page, mark, points, shown
+from _shipped_section import PARTS, not_attacked_yet, not_trained_yet, shipped_minus_others
+
+
+def in_short(page: Page) -> None:
+    """Answer a reader's questions first, each by a table with a line for a file's figures."""
+    page.add("## In short")
+    sampling = list(progressive_minus_random(page))
+    if sampling:
+        page.add(
+            f"**Does progressive training beat random sampling?** {sampling_words(sampling)} Progressive minus random, "
+            "in points on average over many students, from the same teacher with as many student-steps; ± standard "
+            "error over the seeds, in bold where shown."
+        )
+        page.table(
+            [[data, str(n), str(n_seeds), *(points(c) for c in changes.values()), auto]
+             for data, n, n_seeds, changes, auto in sampling],
+            ["data", "students", "seeds", *(NAMES[m] for m in _robustness.METRICS)],
+        )  # fmt: skip
+    alone = list(found_minus_alone(page))
+    if alone:
+        page.add(
+            "**Does a found student beat the same network trained alone**, for as many epochs as teacher and steps "
+            f"together? Under PGD-20: {found_words(alone)}. Found minus alone, in points."
+        )
+        page.table(
+            [[data, _study.TITLES[method], str(len(changes["natural"]["seeds"])),
+              *(points(changes[m]) for m in METRICS[:-1]), f"{points(changes['autoattack'])} ({n_auto} images)"]
+             for data, method, n_auto, changes in alone],
+            ["data", "minus", "seeds", *(NAMES[m] for m in METRICS)],
+        )  # fmt: skip
+    for _, record in page.files("shipped"):
+        packaged(page, record["results"])
+    costs(page)
+    left = list(not_measured_yet(page))
+    if left:
+        page.add("**What is not measured yet:**")
+        page.bullets(left)
+
+
+# -- progressive against random sampling -----------------------------------------------------------
+
+
+Sampling = tuple[str, int, int, dict[str, dict[str, Any]], str]  # data, students, seeds, changes, AutoAttack's cell
+
+
+def progressive_minus_random(page: Page) -> Iterator[Sampling]:
+    for _, record in page.files("schedules"):
+        for data, found in record["results"]["data"].items():
+            own, other = (found["schedules"][method] for method in (_study.PROGRESSIVE, _study.RANDOM))
+            changes = {m: _robustness.compare(own[m]["seeds"], other[m]["seeds"]) for m in _robustness.METRICS}
+            b, attacked = found["settings"]["budget"], len(found["autoattack"]["students"])
+            auto = f"{points(changes.pop('autoattack'))} ({attacked} students, {b['n_auto']} images)"
+            yield data, b["n_students"], len(changes["natural"]["seeds"]), changes, auto
+    for _, record in page.files("population"):
+        found = record["results"]
+        changes = {metric: found["means_by_seed"][metric]["difference"] for metric in ("natural", "pgd20")}
+        n, n_seeds = found["n_students_of_all_seeds"], len(changes["natural"]["seeds"])
+        yield f"{found['study']['data']}, figures 2 and 7", n, n_seeds, changes, ""
+
+
+def sampling_words(rows: Sequence[Sampling]) -> str:
+    """Count where one of the two is shown to be better, naturally and under PGD-20."""
+    changes = [change for *_, of_row, _ in rows for change in of_row.values()]
+    better, worse = ([c for c in changes if c["shown"] and (c["mean"] > 0) == wins] for wins in (True, False))
+
+    def counted(found: list[dict[str, Any]]) -> str:
+        barely = sum(bool(mark(change)) for change in found)
+        return f"{len(found) or 'none'}{f' ({barely} of them †)' * (barely > 0)}"
+
+    return (
+        f"{'Yes' if len(better) > len(worse) else 'No'}: of {len(changes)} comparisons of natural and PGD-20 accuracy "
+        f"{counted(better)} show it to be better and {counted(worse)} random sampling."
+    )
+
+
+# -- found students against networks alone ----------------------------------------------------------
+
+
+Alone = tuple[str, str, int, dict[str, dict[str, Any]]]  # data, trained how, AutoAttack's images, changes
+
+
+def found_minus_alone(page: Page) -> Iterator[Alone]:
+    for _, record in page.files("table1"):
+        found = record["results"]
+        for method in _study.ALONE:
+            changes = {r["metric"]: r for r in found["comparisons"] if (r["which"], r["against"]) == ("found", method)}
+            yield found["study"]["data"], method, found["study"]["budget"]["n_auto"], changes
+
+
+def found_words(rows: Sequence[Alone]) -> str:
+    """Say which networks alone a found student is shown to be better and worse than."""
+    by_data: dict[str, dict[str, dict[str, Any]]] = {}
+    for data, method, _, changes in rows:
+        by_data.setdefault(data, {})[method] = changes["pgd20"]
+    return "; ".join(
+        f"on {data} " + ("one seed cannot say" if any(c["shown"] is None for c in against.values()) else shown(against))
+        for data, against in by_data.items()
+    )
+
+
+# -- the supernet that ships ------------------------------------------------------------------------
+
+
+def packaged(page: Page, found: dict[str, Any]) -> None:
+    rows = list(shipped_minus_others(found, PARTS))
+    if not rows:
+        return
+    by_kind: dict[str, list[float]] = {}
+    for _, how, changes in rows:
+        by_kind.setdefault(how, []).append(100 * changes["pgd20"])
+    words = "; ".join(f"minus one {how}, {signed(changes)} points" for how, changes in by_kind.items())
+    page.add(
+        "**Is a student of the supernet that comes with the package as good as the same network trained alone**, for "
+        f"as long as the supernet or for 1/{DEVICES} of its time, or as itself when tuned for so long? Under PGD-20, "
+        f"the supernet's {words}. One training of each; AutoAttack on {found['budget']['n_auto']} images; in points:"
+    )
+    page.table(
+        [[student, how, *(f"{100 * changes[m]:+.1f}" for m in METRICS)] for student, how, changes in rows],
+        ["student", "minus", *(NAMES[m] for m in METRICS)],
+    )
+
+
+def signed(values: Sequence[float]) -> str:
+    ends = list(dict.fromkeys(f"{value:+.1f}" for value in (min(values), max(values))))
+    return " to ".join(ends)
+
+
+# -- what it saves ----------------------------------------------------------------------------------
+
+
+def costs(page: Page) -> None:
+    rows, paper = [], {}
+    for _, record in page.files("devices"):
+        found = record["results"]
+        paper |= found["paper"] or {}
+        for which, one in found["measured"].items():
+            cost = one["macs"]
+            even, sixty = (n_devices(cost[name]) for name in ("break_even_devices", "devices_for_60"))
+            rows.append([found["study"]["data"], which, even, f"{cost['ratio']['50']:.1f} times", sixty])
+    if not rows:
+        return
+    counted = [f"{one['macs']['ratio']['50']:.1f} times ({network})" for network, one in paper.items()]
+    page.add(
+        "**What does it save?** RSLAD for each device over one supernet for all, in multiply-accumulates."
+        + f" The paper says 60 times for 50 devices; counted from its own schedule it is {' and '.join(counted)}."
+        * bool(counted)
+    )
+    page.table(rows, ["data", "student", "devices from which it is cheaper", "at 50 devices", "devices for 60 times"])
+
+
+def n_devices(n: int | None) -> str:
+    return "never" if n is None else f"{n:,}"
+
+
+# -- what is missing --------------------------------------------------------------------------------
+
+
+def not_measured_yet(page: Page) -> Iterator[str]:
+    """Yield what the page would show, but no file holds yet."""
+    tables = [record["results"] for _, record in page.files("table1")]
+    if tables and not any(found["study"]["budget_name"] in ("gpu-30min", "paper") for found in tables):
+        yield "Table 1 with networks of full size (`--budget gpu-30min`): there was no GPU."
+    for found in tables:
+        if len(found["table"][0]["natural"]["seeds"]) == 1:
+            yield f"Table 1 on {found['study']['data']}: further seeds than the one."
+    for _, record in page.files("shipped"):
+        for what, left in (
+            ("Trained alone", not_trained_yet(record["results"])),
+            ("AutoAttack on all test images", not_attacked_yet(record["results"])),
+        ):
+            names = list(left)
+            if names:
+                yield f"{what}, beside the supernet that comes with the package: {', '.join(names)}."
