@@ -90,8 +90,8 @@ def measured_before(found: dict[str, Any]) -> str:
         return ""
     robust = ", ".join(percent(one["pgd20"]) for one in before)
     return (
-        f"They were measured after each of its {len(before) + 1} trainings, each of which went on from the one before "
-        f"(the largest student's PGD-20 until the last: {robust} %), and the recipe was changed between them: the "
+        f"Students were measured on them after each of {len(before) + 1} trainings, of which each went on from the one "
+        f"before (the largest student's PGD-20 until the last: {robust} %), and the recipe was changed between them: the "
         "figures may flatter a little."
     )
 
