@@ -91,8 +91,8 @@ def measured_before(found: dict[str, Any]) -> str:
     robust = ", ".join(percent(one["pgd20"]) for one in before)
     return (
         f"Students were measured on them after each of {len(before) + 1} trainings, of which each went on from the one "
-        f"before (the largest student's PGD-20 until the last: {robust} %), and the recipe was changed between them: the "
-        "figures may flatter a little."
+        f"before (the largest student's PGD-20 until the last: {robust} %), and the recipe was changed between them: "
+        "the figures may flatter a little."
     )
 
 

@@ -198,7 +198,12 @@ def write_cards(
             figures["AutoAttack, %"] = f"{figures['AutoAttack, %']} ({job.budget.n_auto} images)"
         cost = {"MMACs": round(row["mmacs"], 2), "parameters": row["params"]}
         students.append({"student": row["student"], **cost, **figures})
-    estimator.supernet_.metadata |= {"students": students, "measurement": job.measurement}
+    n_before = len(measured_before(job))
+    measurement = job.measurement + (
+        f" Students of {n_before} earlier trainings, from which this one went on, were measured on them before."
+        * bool(n_before)
+    )
+    estimator.supernet_.metadata |= {"students": students, "measurement": measurement}
     estimator.save(job.packed, dtype="float16")
 
 
