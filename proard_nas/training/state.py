@@ -21,6 +21,8 @@ class State:
         The next step: which stage, epoch of it and batch of that.
     entered : bool
         Whether the stage's preparations (teacher, sorting) are done.
+    stopped : bool
+        Whether a callback has ended training.
     losses : list of float
         Of the steps so far of the epoch under way; ``images`` were seen in them and ``lr`` was the rate of the first.
     lr_scale : float
@@ -36,6 +38,7 @@ class State:
     epoch: int = 0
     step: int = 0
     entered: bool = False
+    stopped: bool = False
     losses: list[float] = dataclasses.field(default_factory=list)
     images: int = 0
     lr: float = 0.0

@@ -70,7 +70,8 @@ class Trainer:
         Training images from which batch norm statistics are taken.
     settings : TrainSettings
     on_epoch : callable, default=None
-        Called with the record of each epoch; training ends where it returns True.
+        Called with the record of each epoch. Where it returns True, training ends for good: the stage as ever, with its
+        best weights, and those after it are left out, also by a training that goes on from the checkpoint.
     validation : Validation, default=None
         None watches and keeps no best state.
     teacher : nn.Module, default=None
@@ -124,7 +125,7 @@ class Trainer:
         self.keeper = Keeper(network, self.runner, settings.ema_decay, store, settings.checkpoint_seconds)
         self.interrupted: signal.Signals | None = None
         self._augmentation = Augmentation.from_name(settings.augment)
-        self._stop = False
+        self._stop = self._ran = False
         self._signals = SignalWatch()
         self._set_lr: Callable[[int], None]
         self._bar: tqdm[Any]
@@ -166,16 +167,21 @@ class Trainer:
         ------
         ValueError
             If a stage distils before any stage has trained the largest network.
+        RuntimeError
+            At a second call, unless `restore` has found a checkpoint since: a trainer trains once.
         TrainingFailedError
             If the loss is not finite, or accuracy falls back to chance, again after three returns to the last good
             state, each at half the learning rate.
         """
         phases, keeper = self._phases(stages), self.keeper
+        if self._ran:
+            raise RuntimeError("this Trainer has trained already; make a new one, of the same network, to train on")
+        self._ran = True
         self.settings.precision.prepare(self.network)
         keeper.state.precision = dataclasses.asdict(self.settings.precision)
         n_steps = self.source.n_batches(self.settings.batch_size)
         with self._progress_bar(phases, n_steps) as self._bar, SignalWatch() as self._signals:
-            while keeper.state.phase < len(phases) and not self._stop:
+            while keeper.state.phase < len(phases) and not self._stop and not self._is_ended():
                 self._run_phase(phases[keeper.state.phase], n_steps)
             keeper.save()
             if keeper.state.phase < len(phases) and keeper.ema is not None:
@@ -183,6 +189,8 @@ class Trainer:
             calibrate(self.network, self.calibration, reduce=True)
             self._notice_late_signal()
         self.network.eval().zero_grad(set_to_none=True)  # as large as the weights, and of no more use
+        if self._is_ended():
+            _warn_of_skipped(phases[keeper.state.phase :])
         return self.history
 
     def restore(self, stages: Sequence[Stage]) -> bool:
@@ -195,10 +203,11 @@ class Trainer:
         """
         if not self.keeper.restore():
             return False
+        self._stop, self._ran, self.interrupted = False, False, None
         state, phases = self.keeper.state, self._phases(stages)
         self.use(Precision(**(state.precision or {})))
         where = "the end of training"
-        if state.phase < len(phases):
+        if state.phase < len(phases) and not state.stopped:
             stage = phases[state.phase].stage
             where = f"stage {stage.name!r}, epoch {state.epoch + 1} of {stage.epochs}, step {state.step + 1}"
         assert self.keeper.store is not None
@@ -239,13 +248,17 @@ class Trainer:
             self._enter(phase)
         with dropout(self.network, stage.drop_rate):
             self._make_optimizer(stage, n_steps)
-            while keeper.state.epoch < stage.epochs and not self._stop:
+            while keeper.state.epoch < stage.epochs and not self._stop and not keeper.state.stopped:
                 reason = self._run_epoch(phase, n_steps)
                 if reason is not None:
                     self._roll_back(phase, reason)
                     self._make_optimizer(stage, n_steps)
-        if keeper.state.epoch == stage.epochs:
+        if keeper.state.epoch == stage.epochs or keeper.state.stopped:
             self._leave(phase)
+
+    def _is_ended(self) -> bool:
+        """Return whether a callback has ended training and the stage under way then has been left."""
+        return self.keeper.state.stopped and not self.keeper.state.entered
 
     def _enter(self, phase: Phase) -> None:
         """Prepare a stage: its teacher, the order of channels, the first state to return to."""
@@ -468,7 +481,13 @@ class Trainer:
             record["seconds"], measured,
         )  # fmt: skip
         if self.on_epoch is not None and any(distributed.gather(bool(self.on_epoch(record)))):
-            self._stop = True
+            self.keeper.state.stopped = True
+
+
+def _warn_of_skipped(phases: Sequence[Phase]) -> None:
+    names = [phase.stage.name for phase in phases if phase.stage.elastic]
+    if names and distributed.is_main():
+        logger.warning("a callback ended training before the stages %s: their students are untrained", ", ".join(names))
 
 
 def _check(network: StudentNet, source: Source, calibration: Tensor) -> None:

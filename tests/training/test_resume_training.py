@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
+import shutil
 import signal
 
 import pytest
@@ -26,6 +28,7 @@ from proard_nas.training import (
     make_schedule,
     monitor,
 )
+from proard_nas.training.state import State
 
 SETTINGS = TrainSettings(
     batch_size=12,
@@ -330,24 +333,70 @@ def test_a_signal_after_the_last_step_is_known(tmp_path):
     assert trainer.interrupted is signal.SIGTERM and len(trainer.history) == 1
 
 
-def test_a_stop_by_the_callback_leaves_a_checkpoint(tmp_path):
-    settings = dataclasses.replace(SETTINGS, checkpoint_seconds=1e9)
-    expected = run(tmp_path / "whole", STAGES, settings=settings)
-    stop = {"settings": settings, "on_epoch": lambda record: record["global_epoch"] == 2}
-    stopped = run(tmp_path / "stopped", STAGES, **stop)
-    assert len(stopped.history) == 3 and stopped.interrupted is None
-    resumed = run(tmp_path / "stopped", STAGES, seed=3, settings=settings)
-    assert resumed.steps == expected.steps - stopped.steps
+def test_a_stop_by_the_callback_ends_the_stage_with_its_best_weights_for_good(tmp_path, monkeypatch, caplog):
+    """The first epoch of each stage is the best one by far, and the callback ends the second stage after its third."""
+    after = []
+
+    def measure(network, students, validation, calibration, *args):
+        after.append(network.head.fc.weight.detach().clone())
+        robust = 0.9 if len(after) in {1, 2} else 0.1
+        return {"natural": robust, "robust": robust, "largest_natural": 0.9, "largest_robust": 0.9}
+
+    monkeypatch.setattr(monitor, "measure", measure)
+    stages = [STAGES[0], dataclasses.replace(STAGES[1], epochs=5), Stage("last", 1, "rslad", ELASTIC)]
+    stages[0] = dataclasses.replace(stages[0], epochs=1)
+    stop = {"on_epoch": lambda record: record["global_epoch"] == 3}
+    stopped = run(tmp_path, stages, **stop)
+    assert len(stopped.history) == 4 and stopped.interrupted is None and stopped.keeper.state.stopped
+    assert torch.equal(stopped.network.head.fc.weight, after[1]) and not torch.equal(after[1], after[3])
+    assert "before the stages last: their students are untrained" in caplog.text
+    resumed = run(tmp_path, stages, seed=3)
+    assert resumed.steps == 0
+    compare(resumed, stopped)
+
+
+def test_a_kill_after_the_callback_has_ended_training_changes_nothing(tmp_path):
+    stages, stop = [Stage("teacher", 3, "natural", lr=0.05)], {"on_epoch": lambda record: record["epoch"] == 0}
+    expected = run(tmp_path, stages, **stop)
+    before, last = sorted(tmp_path.glob("checkpoint-*"))[-2:]
+    state = json.loads((before / "state.json").read_text())["state"]
+    assert state["stopped"] and state["entered"]
+    shutil.rmtree(last)  # killed before the stage was left
+    resumed = run(tmp_path, stages, seed=3)
+    assert resumed.steps == 0
     compare(resumed, expected)
 
 
+def test_a_state_too_old_to_know_of_stops_is_gone_on_with():
+    old = State(epoch=3).to_dict()
+    del old["stopped"]
+    assert State.from_dict(old) == State(epoch=3)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process at SIGTERM")
 def test_a_network_that_was_stopped_is_the_averaged_one_and_training_goes_on_from_the_other(tmp_path):
     stages = [Stage("natural", 4, "natural", lr=0.05)]
-    stopped = run(tmp_path, stages, validation=None, on_epoch=lambda record: record["epoch"] == 1)
+    signalled = {"on_epoch": lambda record: record["epoch"] == 1 and os.kill(os.getpid(), signal.SIGTERM)}
+    stopped = run(tmp_path, stages, validation=None, **signalled)
     tensors, _ = CheckpointStore(tmp_path, {"run": 1}).load()
     name = "head.fc.weight"
     assert torch.equal(stopped.network.head.fc.weight, tensors[f"ema.{name}"])
     assert not torch.equal(tensors[f"ema.{name}"], tensors[f"network.{name}"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process at SIGTERM")
+def test_a_trainer_trains_once_and_after_an_interruption_from_its_checkpoint(tmp_path):
+    expected = run(tmp_path / "whole", STAGES)
+    once = [os.getpid()]
+    trainer = make_trainer(tmp_path / "own", on_epoch=lambda record: bool(once) and os.kill(once.pop(), signal.SIGTERM))
+    trainer.run(STAGES)
+    assert trainer.interrupted is signal.SIGTERM
+    with pytest.raises(RuntimeError, match="trained already; make a new one"):
+        trainer.run(STAGES)
+    assert trainer.restore(STAGES)
+    trainer.run(STAGES)
+    assert trainer.interrupted is None
+    compare(trainer, expected)
 
 
 # -- what is said, and what there is not to do ------------------------------------------------
