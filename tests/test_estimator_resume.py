@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import json
+import math
 import os
 import shutil
 import signal
+import types
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -200,6 +204,50 @@ def scaled(by):
 def test_losses_of_ones_own_are_told_apart_by_what_they_hold(one, same, other):
     assert described(one) == described(same or one) != described(other)
     assert json.loads(json.dumps(described(one))) == described(one) and " at 0x" not in str(described(one))
+
+
+class Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self, held):
+        self.held = held
+
+
+def among(*names):
+    """Return a function with sets of names among its constants, in the order in which they were put in them."""
+    code = (lambda kind: kind).__code__
+    return types.FunctionType(code.replace(co_consts=(None, frozenset(names), (1, frozenset(names)))), {})
+
+
+def test_a_description_depends_neither_on_the_order_of_sets_nor_on_addresses():
+    one, same, other = (0, 8), (8, 0), (0, 16)  # 0 and 8 want the same place of a small set: the first gets it
+    assert list(frozenset(one)) != list(frozenset(same))
+    for make in (lambda held: {"held": set(held)}, lambda held: Slotted(set(held)), lambda held: among(*held)):
+        assert described(make(one)) == described(make(same)) != described(make(other))
+    assert described(Slotted(1)) == described(Slotted(1)) != described(Slotted(2))
+    for value in (torch.relu, math.exp, torch.Tensor.relu, torch.Generator(), np.random.default_rng(0), np.exp):
+        assert "0x" not in str(described(value)) and json.loads(json.dumps(described(value))) == described(value)
+    assert described(torch.relu) != described(torch.tanh) and described(math.exp) != described(math.log)
+
+
+def test_a_description_of_constants_without_sets_is_as_it_was():
+    """Folders of earlier runs are gone on with."""
+
+    def loss(kind="a"):
+        return kind in ("a", "b"), (1,), ((0.5, None), True), "it's"
+
+    code = loss.__code__
+    text = code.co_code + repr([code.co_names, [repr(constant) for constant in code.co_consts]]).encode()
+    assert described(loss)[0].endswith(hashlib.sha256(text).hexdigest()[:16])
+
+
+def test_numpys_numbers_are_as_good_as_pythons(digits, tmp_path):
+    short = {**SMALL, "epochs": None, "schedule": [Stage("teacher", np.int64(1), "natural", lr=np.float32(0.25))]}
+    ProARDEstimator(**short).fit(*digits, checkpoint_dir=tmp_path / "run")
+    plain = {"schedule": [Stage("teacher", 1, "natural", lr=0.25)], "batch_size": np.int64(64), "eps": np.float64(0.1)}
+    est = ProARDEstimator(**{**short, **plain}).fit(*digits, checkpoint_dir=tmp_path / "run")
+    est.save(tmp_path / "est")
+    assert ProARDEstimator.load(tmp_path / "est").batch_size == 64
 
 
 def test_a_device_of_torchs_is_as_good_as_its_name(digits, monkeypatch):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from proard_nas import distributed
-from proard_nas._folders import sync_folder, write_bytes
+from proard_nas._folders import plain, sync_folder, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class CheckpointStore:
     folder : str or Path
         New, empty, or the folder of an earlier run with the same settings.
     settings : dict
-        What identifies the run: nested, of what JSON can hold. Tuples equal lists.
+        What identifies the run: nested, of what JSON can hold. Tuples equal lists, NumPy's numbers Python's.
     defaults : dict, optional
         What settings count as that an older folder lacks, as they were added since: nested as ``settings``.
     keep : int, default=2
@@ -81,7 +81,7 @@ class CheckpointStore:
         self.folder, self.keep = Path(folder), keep
         self._damaged: set[Path] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._claim(*(json.loads(json.dumps(given)) for given in (settings, defaults or {})))
+        self._claim(*(json.loads(json.dumps(given, default=plain)) for given in (settings, defaults or {})))
         if distributed.is_main():  # which alone writes: what another process finds may be on its way
             for path in self.folder.glob(f"{TEMPORARY}*"):
                 _remove(path)

@@ -336,7 +336,7 @@ class Trainer:
         assert optimizer is not None
         self._set_lr(update)
         if not state.losses:
-            state.lr = optimizer.param_groups[0]["lr"]
+            state.lr = float(optimizer.param_groups[0]["lr"])
         optimizer.zero_grad(set_to_none=True)
         x = self._augmented(x.to(self.device), job)
         with self._synced():
