@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -16,6 +18,7 @@ from proard_nas import ProARDEstimator
 from proard_nas import quickstart as quickstart_module
 from proard_nas.cli import main
 from proard_nas.quickstart import QuickstartSettings, run
+from proard_nas.training import Trainer
 
 
 def test_help_names_the_commands_and_examples(capsys):
@@ -126,6 +129,19 @@ def test_fit_trains_from_an_archive_and_saves_an_estimator(archive, tmp_path, ca
     assert ProARDEstimator.load(out).n_train_ == 270
     assert main(["fit", "--data", str(archive), "--out", str(out), *flags, "--eps", "0.5"]) == 1
     assert "parameters.eps" in capsys.readouterr().err
+
+
+def test_a_stopped_fit_goes_on_from_a_folder_beside_its_target(archive, tmp_path, monkeypatch, caplog):
+    out = tmp_path / "est"
+    argv = ["fit", "--data", str(archive), "--out", f"{out}/", *FIT.split(), "--no-progress"]  # of no seed
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_report", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert main(argv) == 130
+    assert (tmp_path / "est.run" / "settings.json").is_file() and not out.exists()
+    assert main(argv) == 0
+    assert "going on from stage" in caplog.text
+    assert len(ProARDEstimator.load(out).history_) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits.npz", "est"]
 
 
 def test_fit_explains_a_missing_archive(tmp_path, capsys):

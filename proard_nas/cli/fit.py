@@ -1,15 +1,16 @@
 """Train a robust supernet on your images, label students and fit the predictor; under torchrun, in several processes.
 
-Only the training part of the data is read. help(proard_nas.ProARDEstimator) explains the estimator's parameters. With
---checkpoint-dir a run that was stopped goes on where it was when the same command is given again. With --estimator, or
---model and --pretrained, the training goes on from the weights of a fitted estimator, whose parameters hold where no
-flag says otherwise.
+Only the training part of the data is read. help(proard_nas.ProARDEstimator) explains the estimator's parameters. A run
+that was stopped goes on where it was when the same command is given again: until it is done its checkpoints are in the
+folder OUT.run, or in that of --checkpoint-dir, where they stay. With --estimator, or --model and --pretrained, the
+training goes on from the weights of a fitted estimator, whose parameters hold where no flag says otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_data(parser, "what to train on (its training part)", required=True, validation=True)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder for the fitted estimator")
-    parser.add_argument("--checkpoint-dir", metavar="FOLDER", help="folder for checkpoints and labels")
+    parser.add_argument(
+        "--checkpoint-dir", metavar="FOLDER", help="folder for checkpoints and labels (default: OUT.run)"
+    )
     parser.add_argument("--estimator", metavar="FOLDER", help="a fitted estimator to go on from")
     add_pretrained(parser)
     group = parser.add_argument_group("parameters of ProARDEstimator")
@@ -75,10 +78,14 @@ def run(arguments: argparse.Namespace) -> Report | None:
     x, y = training_data(arguments)
     classes = getattr(x, "classes", None)
     validation = own_validation(arguments, None if classes is None else list(map(str, classes)))
-    estimator.fit(x, y, val_loader=validation, checkpoint_dir=arguments.checkpoint_dir)
+    out = Path(arguments.out).resolve()
+    folder = arguments.checkpoint_dir or out.with_name(f"{out.name}.run")
+    estimator.fit(x, y, val_loader=validation, checkpoint_dir=folder)
     estimator.save(arguments.out)
     if not distributed.is_main():
         return None
+    if not arguments.checkpoint_dir:
+        shutil.rmtree(folder)
     score = {name: score["rmse"] for name, score in estimator.predictor_score_.items()}
     data = {
         "estimator": arguments.out,
