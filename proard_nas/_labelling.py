@@ -114,6 +114,17 @@ def _validation(estimator: ProARDEstimator, X: Any, y: Any) -> Source:
     return val
 
 
+def check_same_images(estimator: ProARDEstimator, X: Any, y: Any) -> None:
+    """Raise ValueError if the labels are known to be of other images: then some of these may have been trained on."""
+    known = estimator.labels_.settings.get(IMAGES)
+    if known is not None and images_checksum(estimator.encoder_source(X, y)) != known:
+        raise ValueError(
+            f"these are not the images that the estimator's labels were measured on ({IMAGES}={known!r}), so they may "
+            "be ones it was trained on; allowed: the data of fit with its images in the same order, or validation data "
+            "of its own"
+        )
+
+
 def _check_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise ValueError if labels were measured with other settings; those that an older file lacks do not count."""
     other = [f"{name}={found[name]!r}, now {wanted[name]!r}" for name in wanted if found.get(name) != wanted[name]

@@ -69,8 +69,10 @@ def validation_data(arguments: argparse.Namespace, estimator: ProARDEstimator) -
     Raises
     ------
     ValueError
-        If ``--data`` is not what the estimator was fitted on.
+        If ``--data`` is not what the estimator was fitted on: other images, or the same ones in another order. With
+        ``--replace``, as many images are enough.
     """
+    from proard_nas._labelling import check_same_images
     from proard_nas._random import derive_seed
     from proard_nas.data import validation_part
 
@@ -92,6 +94,8 @@ def validation_data(arguments: argparse.Namespace, estimator: ProARDEstimator) -
             f"--data {arguments.data} holds out {len(x)} validation images, but the estimator's fit had "
             f"{estimator.n_val_}; allowed: the data of fit, or --val-data"
         )
+    if not getattr(arguments, "replace", False):
+        check_same_images(estimator, x, y)
     return x, y
 
 

@@ -97,8 +97,8 @@ def _what(arguments: argparse.Namespace) -> tuple[nn.Module, Source, list[Attack
             "give either the folder of a saved student or --estimator FOLDER (or --model NAME --pretrained)"
         )
     if arguments.student is not None:
-        if arguments.result is not None or arguments.arch is not None:
-            raise ValueError("--result and --arch pick a student of --estimator, not of a saved student's folder")
+        if any(given is not None for given in (arguments.result, arguments.arch, arguments.index)):
+            raise ValueError("--result, -i and --arch pick a student of --estimator, not of a saved student's folder")
         student = load_student_folder(arguments.student, arguments.device)
         x, y = test_data(arguments, class_names(student), image_shape(student)[1:])
         return student, student_source(student, x, y), _attacks(arguments)

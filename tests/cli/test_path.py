@@ -109,6 +109,19 @@ def test_verify_needs_data_and_refuses_other_data(fitted, photos, fails, tmp_pat
     assert "holds out 7 validation images" in fails(*argv, "--data", photos / "test")
 
 
+def test_the_same_images_in_another_order_are_refused(fitted, photos, fails, tmp_path):
+    """Others would be held out of them, also such as fit has trained on."""
+    names = sorted(path.name for path in (photos / "train" / "nought").iterdir())
+    for folder in ("nought", "four"):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+        for path in (photos / "train" / folder).iterdir():
+            turned = names[-1 - names.index(path.name)] if folder == "nought" else path.name
+            shutil.copy(path, tmp_path / "train" / folder / turned)
+    for command in (["search", *SEARCH, "--verify", "1"], ["label", "--n-labels", "14"]):
+        message = fails(command[0], "--estimator", fitted, *command[1:], "--data", tmp_path)
+        assert "not the images that the estimator's labels were measured on" in message
+
+
 def test_label_adds_students_and_saves_the_estimator(fitted, photos, tmp_path, call):
     shutil.copytree(fitted, tmp_path / "est")
     argv = ["label", "--estimator", tmp_path / "est", "--data", photos, "--n-labels", "14"]
@@ -204,7 +217,8 @@ def test_evaluate_shows_a_table_and_signs_of_masked_gradients(front, photos, cap
 def test_evaluate_says_what_is_missing(fitted, front, photos, fails, tmp_path):
     assert "give either the folder of a saved student or --estimator" in fails("evaluate", "--data", photos)
     argv = ["evaluate", front / "student", "--data"]
-    assert "pick a student of --estimator" in fails(*argv, photos, "--arch", "{}")
+    for flags in (("--arch", "{}"), ("-i", "0")):
+        assert "pick a student of --estimator" in fails(*argv, photos, *flags)
     assert "has a part 'train' but no part 'test'" in fails(
         *argv, copied(photos / "train", tmp_path / "half" / "train")
     )
