@@ -33,7 +33,7 @@ from .search import AccuracyPredictor
 from .supernets import Supernet
 from .supernets.card import estimator_card
 from .supernets.saving import CARD, check_dtype, write_network
-from .training import Ledger, Precision, Stage, TrainingCost
+from .training import LOSSES, Ledger, Precision, Stage, TrainingCost
 
 if TYPE_CHECKING:
     from .estimator import ProARDEstimator
@@ -44,6 +44,7 @@ Estimator = TypeVar("Estimator", bound="ProARDEstimator")
 STATE, PREDICTOR, LABELS = "estimator.json", "predictor.json", "labels.jsonl"
 IMAGES, SUPERNET = "calibration.safetensors", "supernet"
 PARTS = (STATE, PREDICTOR, LABELS, IMAGES, SUPERNET, CHECKSUMS)
+LOSS_NAMES = ("loss", "teacher_loss")
 CHECKED = (STATE, PREDICTOR, LABELS, IMAGES, f"{SUPERNET}/{CHECKSUMS}")
 
 
@@ -57,14 +58,13 @@ def save_estimator(estimator: ProARDEstimator, folder: Folder, dtype: str | None
 
     The folder holds up to ``n_calibration`` training images, without which no student can be
     given its batch norm statistics. Under torchrun the main process alone writes. With a ``dtype``
-    the supernet's weights are stored in it, and the predictor's numbers with six digits.
+    the supernet's weights are stored in it, and the predictor's numbers with six digits. A loss of one's own
+    is saved by its name alone.
 
     Raises
     ------
     FileExistsError
         If the folder holds something else than a saved estimator.
-    ValueError
-        If a stage of its schedule has a loss of one's own.
     OSError
         If the folder cannot be written; then nothing of it is left, and an older one is as it was.
     """
@@ -88,6 +88,8 @@ def save_estimator(estimator: ProARDEstimator, folder: Folder, dtype: str | None
 
 def load_estimator(cls: type[Estimator], folder: Folder) -> Estimator:
     """Load what `save_estimator` wrote, and check that it is what was saved.
+
+    A stage whose loss has no such name here stays the dict that was saved, until a fit asks for the loss.
 
     Raises
     ------
@@ -166,12 +168,9 @@ FITTED = (
 
 def _state(estimator: ProARDEstimator) -> dict[str, Any]:
     parameters = estimator.get_params(deep=False)
-    for name in ("loss", "teacher_loss"):
-        if not isinstance(parameters[name], str):
-            own = parameters[name]  # it has done its part; a fit after loading says that there is no such name
-            parameters[name] = f"own: {getattr(own, '__qualname__', type(own).__qualname__)}"
+    parameters |= {name: _loss_name(parameters[name]) for name in LOSS_NAMES}
     if not isinstance(parameters["schedule"], str):
-        parameters["schedule"] = [stage.to_dict() for stage in parameters["schedule"]]
+        parameters["schedule"] = [_row(stage) for stage in parameters["schedule"]]
     if not isinstance(parameters["random_state"], (int, np.integer, type(None))):
         parameters["random_state"] = None
     if not isinstance(parameters["teacher"], (str, type(None))):
@@ -190,6 +189,23 @@ def _state(estimator: ProARDEstimator) -> dict[str, Any]:
         "cost": dataclasses.asdict(estimator.cost_),
         "spent": estimator.spent_.to_dict(),
     }
+
+
+def _loss_name(loss: Any) -> str:
+    """Return a loss's name; one of one's own has done its part, and a fit after loading says that it is missing."""
+    return loss if isinstance(loss, str) else f"own: {getattr(loss, '__qualname__', type(loss).__qualname__)}"
+
+
+def _row(stage: Stage | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(stage, dict):  # it was loaded, without its loss
+        return stage
+    named = dataclasses.replace(stage, loss="natural", teacher_loss="trades")
+    return named.to_dict() | {name: _loss_name(getattr(stage, name)) for name in LOSS_NAMES}
+
+
+def _stage(row: dict[str, Any]) -> Stage | dict[str, Any]:
+    missing = [name for name in LOSS_NAMES if isinstance(row.get(name), str) and row[name] not in LOSSES]
+    return row if missing else Stage.from_dict(row)
 
 
 def _facts(estimator: ProARDEstimator) -> dict[str, Any]:
@@ -217,7 +233,7 @@ def _parameters(parameters: dict[str, Any], cls: type[ProARDEstimator]) -> dict[
         if name not in known:
             raise unknown_name("estimator parameter", name, known)
     if not isinstance(parameters["schedule"], str):
-        parameters["schedule"] = [Stage.from_dict(row) for row in parameters["schedule"]]
+        parameters["schedule"] = [_stage(row) for row in parameters["schedule"]]
     return parameters
 
 

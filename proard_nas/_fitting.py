@@ -162,8 +162,11 @@ def device_of(estimator: ProARDEstimator) -> torch.device:
 
 def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:
     """Return the stages of an estimator's schedule for a supernet."""
+    schedule: Any = estimator.schedule
+    if not isinstance(schedule, str):  # a stage that was loaded without its loss is a dict; now the loss must be there
+        schedule = [Stage.from_dict(stage) if isinstance(stage, dict) else stage for stage in schedule]
     return make_schedule(
-        estimator.schedule,
+        schedule,
         supernet.space,
         loss=estimator.loss,
         teacher_loss=estimator.teacher_loss,

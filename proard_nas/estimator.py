@@ -531,6 +531,9 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     def save(self, folder: str | os.PathLike[str], *, dtype: str | None = None) -> None:
         """Save supernet, labels, predictor and settings to a folder; nothing is pickled.
 
+        Losses of one's own are saved by their names alone: to use the estimator needs none of them, another
+        `fit` has to be given them again.
+
         Parameters
         ----------
         folder : path

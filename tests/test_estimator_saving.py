@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from proard_nas import ProARDEstimator, _folders
 from proard_nas.deploy import load_student
-from proard_nas.training import Stage, make_loss
+from proard_nas.training import LOSSES, Stage, make_loss
 
 SEARCH = {"population_size": 20, "n_generations": 3}
 PARTS = (
@@ -152,12 +152,31 @@ def test_a_device_of_torchs_is_saved_by_its_name(saved, tmp_path):
     assert ProARDEstimator.load(tmp_path / "est").device == "cpu"
 
 
-def test_a_stage_with_a_loss_of_ones_own_says_why_it_cannot_be_saved(saved, tmp_path):
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_stage_with_a_loss_that_is_not_there_is_loaded_saved_and_missed_in_a_fit_alone(
+    fitted, saved, tmp_path, monkeypatch, registered
+):
+    def mine(net, batch, x_adv):
+        return torch.nn.functional.cross_entropy(net(batch.x), batch.y)
+
     estimator = ProARDEstimator.load(saved)
-    estimator.schedule = [Stage("own", 1, lambda *_: None)]
-    with pytest.raises(ValueError, match="only a loss's name can be written"):
-        estimator.save(tmp_path / "deep" / "est")
-    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setitem(LOSSES, "mine", lambda: make_loss(mine))
+        stages = [Stage("a", 1, "natural"), Stage("b", 2, "mine" if registered else mine, ("depth",), lr=0.05)]
+        estimator.set_params(schedule=stages, epochs=None).save(tmp_path / "est")
+        there = ProARDEstimator.load(tmp_path / "est").schedule
+    assert there == stages or not registered
+    loaded = ProARDEstimator.load(tmp_path / "est")
+    loaded.save(tmp_path / "again")
+    loaded = ProARDEstimator.load(tmp_path / "again")
+    x = torch.rand(2, *loaded.supernet_.pretrained_cfg["input_size"])
+    assert np.array_equal(loaded.predict_proba(x), fitted.predict_proba(x))
+    assert loaded.schedule[0] == stages[0]
+    name = "mine" if registered else f"own: {mine.__qualname__}"
+    with pytest.raises(ValueError, match=f"unknown loss '{name}'"):
+        loaded.fit(x, ["digit 0", "digit 1"])
+    patched = {**loaded.schedule[1], "loss": "natural"}
+    assert Stage.from_dict(patched) == Stage("b", 2, "natural", ("depth",), lr=0.05)
 
 
 # -- bad files --------------------------------------------------------------------------------
