@@ -28,6 +28,7 @@ from ._folders import (
     write_json,
 )
 from .data import ArrayEncoder
+from .data.checks import check_given
 from .evaluation import Labels
 from .search import AccuracyPredictor
 from .supernets import Supernet
@@ -253,10 +254,7 @@ def _as_bytes(images: torch.Tensor) -> torch.Tensor:
     return (scaled.to(torch.uint8) if exact else images).contiguous().cpu()
 
 
-def _as_images(stored: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def _as_images(stored: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
     images = stored.float() / 255 if stored.dtype == torch.uint8 else stored
-    if tuple(images.shape[1:]) != shape or not bool(((images >= 0) & (images <= 1)).all()):
-        raise ValueError(
-            f"images must have the shape {shape} and lie in [0, 1], got the shape {tuple(images.shape[1:])}"
-        )
+    check_given(images, shape, "the calibration data")
     return images

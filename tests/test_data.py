@@ -837,6 +837,18 @@ def test_a_label_that_cannot_be_a_class_is_refused():
         prepare(Listed([(image, 4_000_000_000 * (i % 2)) for i, image in enumerate(images(10))]))
 
 
+def test_what_rounding_puts_outside_0_to_1_is_moved_to_its_ends():
+    x = images().round() * (1 + 9e-6) - 4e-6
+    for train in ((x, labels()), (TensorDataset(x, labels()),), ([(x, labels())],)):
+        prepared = prepare(*train, val_data=TensorDataset(x, labels()))
+        for source in (prepared.train, prepared.val):
+            assert torch.equal(torch.cat([batch for batch, _ in source.batches(7)]).unique(), torch.tensor([0.0, 1.0]))
+        (later,) = image_batches([(x, labels())], prepared.scaler, 40)
+        assert torch.equal(later, images().round())
+    with pytest.raises(ValueError, match=r"pixels from 0 to 1\.0001"):
+        prepare(images().round() * 1.0001, labels())
+
+
 def test_images_of_a_loader_given_later_are_checked_as_arrays_are():
     prepared = prepare(images(), labels())
     for given, message in ((images(4) * 255, "pixels from"), (images(4, size=12), "allowed: .3, 8, 8., as for")):

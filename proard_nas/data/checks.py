@@ -33,7 +33,8 @@ def checked(
     Yields
     ------
     tuple of Tensor
-        Images of shape (batch, channels, height, width) and labels of shape (batch,). Values are not looked at.
+        Images of shape (batch, channels, height, width) and labels of shape (batch,). What rounding put outside [0, 1]
+        is moved to its ends; values are not checked.
 
     Raises
     ------
@@ -52,7 +53,7 @@ def checked(
             raise ValueError(
                 f"{where} has images of shape {tuple(images.shape[1:])}, but batch 0 has {first}; allowed: one shape"
             )
-        yield to_channels(images.to(torch.float32), in_chans, where), labels.to(torch.int64)
+        yield to_channels(without_overshoot(images.to(torch.float32)), in_chans, where), labels.to(torch.int64)
     if first is None:
         raise ValueError(
             "the loader is empty: a pass over it yields no batch; allowed: a loader that yields batches on every pass"
@@ -162,10 +163,27 @@ def check_pixels(images: Tensor, where: str) -> None:
         raise ValueError(f"{where} contains infinity (inf) as a pixel; allowed: finite values in [0, 1]")
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise ValueError(
-            f"{where} has pixels from {low:.4g} to {high:.4g}; allowed: [0, 1]. Divide 8-bit images by 255, and remove "
+            f"{where} has pixels from {low:.7g} to {high:.7g}; allowed: [0, 1]. Divide 8-bit images by 255, and remove "
             "Normalize from the transforms (for timm's create_loader: mean=(0, 0, 0), std=(1, 1, 1)): normalisation "
             "lives inside the network."
         )
+
+
+def without_overshoot(images: Tensor) -> Tensor:
+    """Return images with what rounding put outside [0, 1] moved to its ends.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, channels, height, width)
+
+    Returns
+    -------
+    Tensor of shape (n, channels, height, width)
+        The images themselves where nothing is to be moved, or where pixels that `check_pixels` refuses are left to it.
+    """
+    low, high = (bound.item() for bound in torch.aminmax(images))
+    near = low >= -ROUNDING and high <= 1 + ROUNDING
+    return images.clamp(0, 1) if near and (low < 0 or high > 1) else images
 
 
 def check_given(images: Tensor, image_shape: tuple[int, int, int] | None, where: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from proard_nas.data.channels import CONVERTIBLE, check_channels, to_channels
-from proard_nas.data.checks import check_image_dtype, check_image_shape, check_pixels
+from proard_nas.data.checks import check_image_dtype, check_image_shape, check_pixels, without_overshoot
 
 SMALLEST_SIDE = 4
 
@@ -106,7 +106,8 @@ class ArrayEncoder:
         Returns
         -------
         Tensor of shape (n, channels, height, width)
-            On the CPU. Shares memory with X where X has this form already.
+            On the CPU. Shares memory with X where X has this form already. What rounding put outside [0, 1] is moved
+            to its ends.
 
         Raises
         ------
@@ -210,4 +211,4 @@ def _with_channels(x: NDArray[Any]) -> NDArray[Any]:
 def _image_tensor(x: NDArray[Any]) -> Tensor:
     images = torch.from_numpy(np.require(x, dtype=np.float32, requirements=["C", "W"]))
     check_pixels(images, "X")
-    return images
+    return without_overshoot(images)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from proard_nas._errors import check_name
 from proard_nas._folders import FilePath, whole_file
+from proard_nas.data.checks import check_pixels
 
 from ._exporting import quiet, require
 from .onnx import as_properties, onnx_metadata, read_model, set_properties, strip
@@ -94,11 +95,9 @@ def _check_images(path: FilePath, images: Tensor) -> str:
             f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         )
         raise ValueError(f"images is {given}; allowed: a float32 tensor of shape (N, {', '.join(map(str, wanted))})")
-    if len(images) == 0 or not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(
-            f"images must be at least one, with values in [0, 1]; got {len(images)}"
-            + (f" with values in [{images.min():g}, {images.max():g}]" if len(images) else "")
-        )
+    if len(images) == 0:
+        raise ValueError("images is empty; allowed: at least one image")
+    check_pixels(images, "the calibration data")
     return str(graph.input[0].name)
 
 
