@@ -26,6 +26,7 @@ from proard_nas.attacks import (
 )
 from proard_nas.attacks.objectives import is_right
 from proard_nas.data import Source, check_label_range, check_source
+from proard_nas.data.checks import check_pixels
 from proard_nas.supernets import StudentNet
 
 from .calibration import require_calibrated
@@ -133,7 +134,7 @@ def evaluate(
         A name stands for the default settings, as ``'natural'`` or ``'pgd'`` (PGD-20); `AttackSettings` lists them.
     batch_size : int, default=256
     seed : int, default=0
-        Of the attack's random numbers; the same for every network.
+        Of the attack's random numbers, which are drawn for the images that the network classifies rightly.
     check_masking : bool, default=False
         Also look for signs that the figure is too high because gradients are masked; see `check_gradient_masking`.
 
@@ -144,7 +145,8 @@ def evaluate(
     TypeError
         If the source is none.
     ValueError
-        For an unknown attack, labels that the network has no logits for, or a check of masking without an attack.
+        For an unknown attack, pixels outside [0, 1], labels that the network has no logits for, or a check of masking
+        without an attack.
     """
     settings = attack_settings(attack)
     if check_masking and settings.name == NATURAL:
@@ -191,8 +193,12 @@ def evaluate_all(
     ------
     ImportError
         If the reference AutoAttack is asked for and not installed.
+    TypeError
+        If ``attacks`` is a single one; otherwise as `evaluate`.
     """
     check_source(source)
+    if isinstance(attacks, (str, AttackSettings)):
+        raise TypeError(f"attacks is {attacks!r}, a single one; allowed: a list of them, [{attacks!r}]")
     wanted = [attack_settings(attack) for attack in attacks]
     for settings in wanted:
         attack_title(settings.name)  # what is not installed is named before the work
@@ -303,9 +309,10 @@ def attack_or_default(attack: AttackSettings | str | None) -> AttackSettings:
 
 
 def labelled_logits(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images and labels on the network's device, and its logits; each label has one."""
+    """Return images and labels on the network's device, and its logits; pixels are in [0, 1], each label has one."""
     device = device_of(network, x)
     x, y = x.to(device), y.to(device)
+    check_pixels(x, "a batch")
     logits = predict_logits(network, x)
     check_label_range(y, logits.shape[1], "a batch")
     return x, y, logits

@@ -13,6 +13,7 @@ from proard_nas._errors import check_name
 from proard_nas._numbers import whole_number
 from proard_nas._random import derive_seed
 from proard_nas.attacks import AttackBudget, Noise, inner_attack
+from proard_nas.data.checks import check_pixels
 from proard_nas.supernets import Supernet, statistics_of
 from proard_nas.supernets.supernet import has_seen_images, load_statistics, share_statistics
 
@@ -80,7 +81,8 @@ def calibrate(
     TypeError
         If the images are no tensor.
     ValueError
-        If there is no image, the kind is unknown, or the labels that an attack needs are missing or do not fit.
+        If there is no image, pixels lie outside [0, 1], the kind is unknown, or the labels that an attack needs are
+        missing or do not fit.
     """
     whole_number("batch_size", batch_size, 1)
     _check(images, kind, labels, batch_size)
@@ -113,6 +115,7 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"calibration images must have the shape (N, C, H, W), got {tuple(images.shape)}")
     if len(images) == 0:
         raise ValueError("calibration needs at least one image, got none")
+    check_pixels(images, "the batch to calibrate on")
 
 
 def _check(images: Tensor, kind: str, labels: Tensor | None, batch_size: int) -> None:

@@ -130,8 +130,8 @@ def check_gradient_masking(
     TypeError
         If the source is none.
     ValueError
-        If ``n_images`` or ``queries`` is not positive, the tolerance not in [0, 1), the attack unknown, or a label one
-        that the network has no logit for.
+        If ``n_images`` or ``queries`` is not positive, the tolerance not in [0, 1), the attack unknown, pixels lie
+        outside [0, 1], or a label is one that the network has no logit for.
     """
     if n_images < 1 or queries < 1 or not 0 <= tolerance < 1:
         raise ValueError(

@@ -331,3 +331,25 @@ def test_students_are_labelled_under_an_attack_by_name(net, source, calibration)
 def test_no_image_is_refused():
     with pytest.raises(ValueError, match="no image to measure on"):
         evaluate(NoNumber(False), ArraySource(torch.rand(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)), "natural")
+
+
+@pytest.mark.parametrize("change", [lambda x: 255 * x, lambda x: (x - 0.5) / 0.25], ids=["bytes", "normalised"])
+def test_pixels_outside_0_to_1_are_refused(net, source, calibration, change):
+    wrong = ArraySource(change(source.x), source.y)
+    given = rf"has pixels from {wrong.x.min():.7g} to {wrong.x.max():.7g}; allowed: \[0, 1\]"
+    for measure in (
+        evaluate,
+        lambda net, images: evaluate_all(net, images, ["natural"]),
+        check_gradient_masking,
+        lambda net, images: label_students(net, [net.space.smallest], images, calibration),
+    ):
+        with pytest.raises(ValueError, match=f"a batch {given}"):
+            measure(net, wrong)
+    with pytest.raises(ValueError, match=f"the batch to calibrate on {given}"):
+        label_students(net, [net.space.smallest], source, wrong.x)
+
+
+@pytest.mark.parametrize("one", ["pgd", AttackSettings("fgsm")])
+def test_one_attack_in_place_of_several_is_refused(net, source, one):
+    with pytest.raises(TypeError, match=r"attacks is .*(pgd|fgsm).*, a single one; allowed: a list of them"):
+        evaluate_all(net, source, one)

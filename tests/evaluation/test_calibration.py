@@ -98,6 +98,8 @@ def test_images_that_do_not_fit_leave_the_statistics_as_they_were(net, images):
     before = {name: value.clone() for name, value in student.state_dict().items()}
     with pytest.raises(RuntimeError, match="channels"):
         calibrate(student, torch.cat([images, images], 1))
+    with pytest.raises(ValueError, match=r"the batch to calibrate on has pixels from .* to 2; allowed: \[0, 1\]"):
+        calibrate(student, images.index_fill(0, torch.tensor(7), 2.0))
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
