@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import joblib  # type: ignore[import-untyped]
 import numpy as np
 import torch
 
@@ -142,13 +144,28 @@ def _check_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 def _measured(
     estimator: ProARDEstimator, labels: Labels, architectures: Sequence[Architecture], val: Source, record: File
 ) -> Labels:
-    """Return the labels with those of further students."""
+    """Return the labels with those of further students; what an earlier run spent on these is counted, too."""
     supernet = estimator.supernet_
+    before = distributed.from_main(_seconds_on_record(record, architectures))  # nobody adds to it before all know it
     with estimator.spent_.measure("labelling", estimator.device_) as spent:
         new = _label_students(estimator, architectures, val, record)
         macs = expected_macs(estimator, supernet, len(new), len(val))
         spent.add(macs=macs, images=len(new) * len(val), steps=len(new))
+    if before:
+        workers = joblib.effective_n_jobs(estimator.n_jobs) * distributed.world_size()
+        estimator.spent_.entries["labelling"].add(seconds=before / workers, energy_joules=None)
     return Labels(labels.students + new.students, labels.settings)
+
+
+def _seconds_on_record(record: File, architectures: Sequence[Architecture]) -> float:
+    """Return how long the students took that a record holds already, by one process after another."""
+    if record is None:
+        return 0.0
+    path = Path(record)
+    parts = [path, *path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")]
+    labels = [label for part in parts if part.is_file() for label in Labels.load(part).students]
+    seconds = {label.architecture: label.seconds for label in labels}
+    return sum(seconds.get(arch, 0.0) for arch in architectures)
 
 
 def _label_students(

@@ -150,7 +150,10 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         What training and labelling were estimated to cost.
     spent_ : Ledger
         What they did cost: multiply-accumulates, seconds and, where the machine reports it,
-        energy, for each stage; ``spent_.for_devices(n)`` is the cost for n devices.
+        energy, for each stage; ``spent_.for_devices(n)`` is the cost for n devices. Labelling's
+        multiply-accumulates are an upper bound, as if no image were fooled before the last step.
+        Its seconds hold those of labels that a record gave back, shared between the processes
+        there are now; the energy of these is unknown.
     precision_ : Precision
     image_size_ : (int, int)
     in_chans_ : int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 
 import numpy as np
@@ -124,6 +125,25 @@ def test_labelling_stopped_in_any_round_goes_on_to_the_same_table(
     again = ProARDEstimator(**ACTIVE).fit(*train, val_loader=val, checkpoint_dir=tmp_path / "run")
     assert table(again) == table(est)
     assert without_seconds(record.read_text()) == without_seconds("".join(lines))
+
+
+@pytest.mark.parametrize("n_left", [0, 24])
+def test_what_labelling_spent_is_of_the_whole_of_it_however_often_it_stops(
+    active_folder, train, val, tmp_path, monkeypatch, n_left
+):
+    """Each student took 100 s by its line in the record, far more than it takes to measure it."""
+    folder, est = active_folder
+    shutil.copytree(folder, tmp_path / "run")
+    record = tmp_path / "run" / "labels.jsonl"
+    first, *lines = [json.loads(line) for line in record.read_text().splitlines()]
+    lines = [{**line, "seconds": 100.0} for line in lines[:n_left]]
+    record.write_text("".join(json.dumps(line) + "\n" for line in [first, *lines]))
+    monkeypatch.setattr(Trainer, "step", None)
+    again = ProARDEstimator(**ACTIVE).fit(*train, val_loader=val, checkpoint_dir=tmp_path / "run")
+    spent, whole = again.spent_.entries["labelling"], est.spent_.entries["labelling"]
+    assert 100 * n_left < spent.seconds < 100 * n_left + 60
+    assert (spent.macs, spent.images, spent.steps) == (whole.macs, whole.images, whole.steps)
+    assert n_left == 0 or spent.energy_joules is None
 
 
 def test_parameters_of_labelling_are_kept_in_a_saved_estimator(active_folder, tmp_path):

@@ -152,9 +152,11 @@ def test_a_refit_that_is_stopped_has_no_labels_of_the_earlier_fit(digits, fitted
     assert est.predict(digits[0]).shape == (320,)
 
 
-def test_a_finished_run_is_not_trained_or_labelled_again(digits, fitted, run, monkeypatch):
+def test_a_finished_run_is_not_trained_or_labelled_again(digits, fitted, run, monkeypatch, caplog):
     untouched(monkeypatch)
-    second = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=run)
+    with caplog.at_level("INFO"):
+        second = ProARDEstimator(**SMALL).fit(*digits, checkpoint_dir=run)
+    assert "an earlier run has spent" in caplog.text and "will cost" not in caplog.text
     assert all(torch.equal(tensor, bits(fitted)[name]) for name, tensor in bits(second).items())
 
 

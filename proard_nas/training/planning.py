@@ -11,7 +11,7 @@ import torch
 from proard_nas import distributed
 from proard_nas.supernets import Supernet, load_statistics, statistics_of
 
-from .budget import TrainingCost, stage_macs, training_cost
+from .budget import TrainingCost, duration, stage_macs, training_cost
 from .losses import make_loss
 from .precision import CANDIDATES, Precision, fastest
 from .stage import Stage
@@ -33,7 +33,7 @@ def plan_training(
     The measured step is a TRADES step (or a natural one, if the first stage is natural) on one
     random student, on a part of one batch, so that a large network is measured in seconds. The
     cost is logged, as a warning with the settings that make it smaller where it takes more than
-    half an hour.
+    half an hour. A training that goes on from a checkpoint states what an earlier run has spent, and what is left.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def plan_training(
     cost = dataclasses.replace(cost, stages=stages_and_labels)
     at_once = macs * n * distributed.world_size()
     cost = dataclasses.replace(cost, seconds=cost.macs * seconds[str(choice)] / at_once)
-    _state(cost, choice)
+    _state(cost, choice, trainer.ledger.total.macs)
     return choice, cost
 
 
@@ -96,8 +96,12 @@ def labelling_macs(n_students: int, n_images: int, n_calibration: int, steps: in
     return n_students * mean_macs * (n_calibration + n_images * (2 + 2 * steps))
 
 
-def _state(cost: TrainingCost, precision: Precision) -> None:
-    if cost.seconds is not None and cost.seconds > LONG:
+def _state(cost: TrainingCost, precision: Precision, spent: float) -> None:
+    if spent and cost.seconds is not None:
+        left = duration(max(0.0, 1 - spent / cost.macs) * cost.seconds)
+        logger.info("an earlier run has spent %.2g of %s (%s): about %s are left, less where students are labelled",
+                    spent, cost, precision, left)  # fmt: skip
+    elif cost.seconds is not None and cost.seconds > LONG:
         logger.warning(
             "this will cost %s (%s). To make it smaller: fewer epochs (epochs=...), a smaller network (model=...), "
             "fewer attack steps (attack_steps=...), fewer labelled students (n_labels=...)",
