@@ -30,6 +30,7 @@ from proard_nas.data import (
     LoaderSource,
     image_batches,
     image_folder,
+    labelled_source,
     load_npz,
     prepare,
     scan,
@@ -811,11 +812,14 @@ def test_rows_of_numpy_numbers_are_a_table():
     assert prepare(rows, labels().tolist()).summary.kind == "table"
 
 
-def test_labels_of_a_dataset_are_refused_where_training_had_other_integers():
+def test_labels_of_a_dataset_are_refused_where_training_had_other_numbers():
     x = images()
     with pytest.raises(ValueError, match=r"labels of training were \[1, 2, 3, 4\].*not clear"):
         prepare(x, labels() + 1, val_data=Listed([(image, 1) for image in x[:4]]))
+    with pytest.raises(ValueError, match=r"labels of training were \[1\.0, 2\.0, 3\.0, 4\.0\].*not clear"):
+        prepare(x, labels().double() + 1, val_data=Listed([(image, 1) for image in x[:4]]))
     prepare(x, labels(), val_data=Listed([(image, 1) for image in x[:4]]))
+    prepare(x, labels().double(), val_data=Listed([(image, 1) for image in x[:4]]))
 
 
 def test_what_is_split_off_is_checked_before_anything_is_read():
@@ -835,6 +839,25 @@ def test_what_is_split_off_is_checked_before_anything_is_read():
 def test_a_label_that_cannot_be_a_class_is_refused():
     with pytest.raises(ValueError, match=r"label of 4000000000; allowed: 0 to C-1 for C classes, at most 1,000,000"):
         prepare(Listed([(image, 4_000_000_000 * (i % 2)) for i, image in enumerate(images(10))]))
+
+
+def test_named_classes_given_later_are_those_of_training():
+    names, items = ["plane", "car", "bird", "cat"], list(zip(images(), labels().tolist(), strict=True))
+    ordered, y = sorted(names), np.array(names)[labels()]
+    for train, classes in (((Listed(items, names),), names), ((images(), y), ordered)):
+        prepared = prepare(*train, val_data=Listed(items, classes))
+        known = prepared.summary.classes
+        for given in (Listed(items, classes), DataLoader(Listed(items, classes)), Listed(items)):
+            assert len(labelled_source(given, None, prepared.scaler, known, 8)) == 40
+        for other in (classes[::-1], classes[:3]):
+            message = rf"classes are \[{str(other)[1:-1]}\], training's are \[{str(classes)[1:-1]}\].*est\.classes_"
+            for given in (Listed(items, other), DataLoader(Listed(items, other))):
+                with pytest.raises(ValueError, match=message):
+                    labelled_source(given, None, prepared.scaler, known, 8)
+                with pytest.raises(ValueError, match=message):
+                    prepare(*train, val_data=given)
+    numbered = prepare(images(), labels())
+    assert len(labelled_source(Listed(items, names), None, numbered.scaler, numbered.summary.classes, 8)) == 40
 
 
 def test_what_rounding_puts_outside_0_to_1_is_moved_to_its_ends():

@@ -80,7 +80,9 @@ def student_source(student: StudentNet, X: Any, y: Any) -> Source:
     """Return data as a source for a saved student: channels as it takes them, labels as its classes are named."""
     from proard_nas.data import ArrayEncoder, labelled_source
 
-    shape, classes = image_shape(student), np.array(class_names(student))
+    shape, names = image_shape(student), class_names(student)
+    numbered = y is None and names == [str(number) for number in range(len(names))]  # what a dataset's labels are
+    classes = np.arange(len(names)) if numbered else np.array(names)
     if y is not None and np.ndim(X) == 2:
         raise ValueError(
             "the data is a table, which only the estimator can turn into images; give --estimator FOLDER and --arch "

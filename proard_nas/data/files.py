@@ -138,7 +138,7 @@ def image_folder(
     -------
     Dataset
         A `torchvision.datasets.ImageFolder`: gives (float32 tensor of shape (3, height, width) in [0, 1], label), and
-        has ``classes``.
+        has ``classes``, the names that the labels stand for.
 
     Raises
     ------
@@ -159,4 +159,5 @@ def image_folder(
         for name in dataset.classes:
             check_name(f"class (a sub-folder of {str(path)!r})", name, known)
         dataset.target_transform = [known.index(name) for name in dataset.classes].__getitem__
+        dataset.classes = known
     return dataset  # type: ignore[no-any-return]

@@ -45,9 +45,8 @@ def encode_labels(
         return labels.astype(np.int64), np.arange(num_classes, dtype=labels.dtype)
     if num_classes in (None, len(distinct)):
         return codes.astype(np.int64), distinct
-    shown = ", ".join(map(repr, distinct[:10].tolist()))
     raise ValueError(
-        f"y holds the {len(distinct)} labels {shown}{', ...' if len(distinct) > 10 else ''}, out of range for "
+        f"y holds the {len(distinct)} labels {_shown(distinct.tolist())}, out of range for "
         f"num_classes={num_classes}; allowed: {num_classes} distinct labels, or integers from 0 to {num_classes - 1}"
     )
 
@@ -82,23 +81,36 @@ def encode_known_labels(y: object, classes: NDArray[Any], estimator_name: str = 
     return np.array([places[label] for label in labels], dtype=np.int64)
 
 
-def check_codes(classes: NDArray[Any]) -> None:
-    """Raise ValueError if labels that come with their images could mean two things.
+def check_codes(classes: NDArray[Any], names: list[str] | None) -> None:
+    """Raise ValueError if labels that come with their images do not mean training's, or could mean two things.
 
-    A dataset's or loader's labels are 0..C-1. Where training had other integers as labels, it is not known whether
-    theirs are those.
+    A dataset's or loader's labels are 0..C-1. Where training had other numbers as labels, it is not known whether
+    theirs are those; where both have names of classes, these must be the same.
 
     Parameters
     ----------
     classes : ndarray of shape (C,)
         The labels of the training data.
+    names : list of str or None
+        The names of the dataset's or loader's classes; see `class_names`.
     """
-    if classes.dtype.kind in "iu" and classes.tolist() != list(range(len(classes))):
+    known = classes.tolist()
+    if names is not None and all(isinstance(label, str) for label in known) and names != known:
         raise ValueError(
-            f"the labels of training were {classes[:10].tolist()}, and a dataset's or loader's are taken for 0 to "
+            f"the given data's classes are [{_shown(names)}], training's are [{_shown(known)}], so that a label means "
+            "another class; allowed: training's classes, in their order: open_data(..., classes=est.classes_)"
+        )
+    if classes.dtype.kind in "iuf" and known != list(range(len(classes))):
+        raise ValueError(
+            f"the labels of training were [{_shown(known)}], and a dataset's or loader's are taken for 0 to "
             f"{len(classes) - 1}: it is not clear what its labels mean; allowed: arrays X and y with the labels of "
             "training"
         )
+
+
+def _shown(labels: list[Any]) -> str:
+    """Return the first ten labels as text."""
+    return ", ".join(map(repr, labels[:10])) + (", ..." if len(labels) > 10 else "")
 
 
 def _label_column(y: object, estimator_name: str) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from proard_nas.data.checks import check_given
 from proard_nas.data.encoding import ArrayEncoder
-from proard_nas.data.inputs import is_array_like, is_loader_or_dataset, is_pair_of_arrays, source_of
+from proard_nas.data.inputs import class_names, is_array_like, is_loader_or_dataset, is_pair_of_arrays, source_of
 from proard_nas.data.labels import check_codes, encode_known_labels
 from proard_nas.data.scanning import scan
 from proard_nas.data.sources import ArraySource, Source
@@ -35,7 +35,7 @@ def labelled_source(X: Any, y: Any, encoder: ArrayEncoder, classes: NDArray[Any]
     Raises
     ------
     ValueError
-        If shapes, pixels or labels do not fit, or labels are missing.
+        If shapes, pixels, labels or names of classes do not fit, or labels are missing.
     """
     if y is None and is_pair_of_arrays(X):
         X, y = X
@@ -44,7 +44,7 @@ def labelled_source(X: Any, y: Any, encoder: ArrayEncoder, classes: NDArray[Any]
     if y is None or is_loader_or_dataset(X):
         if y is not None:
             raise ValueError(f"y was given together with a {type(X).__name__}, which yields labels itself")
-        check_codes(classes)
+        check_codes(classes, class_names(X))
         source = source_of(X, batch_size, encoder.in_chans)
         scan(source, batch_size=batch_size, num_classes=len(classes), image_shape=encoder.image_shape, name="given")
         return source

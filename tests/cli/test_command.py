@@ -7,9 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import timm
+import torch
+from torchvision.datasets import FakeData
 
 from proard_nas import cli
 from proard_nas.cli import COMMANDS, main
+from proard_nas.cli._students import student_source
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -97,3 +101,13 @@ def test_fit_looks_at_its_folders_before_it_trains(tmp_path, capsys, monkeypatch
     argv = ["fit", "--data", "none.npz", "--out", str(tmp_path / "out"), "--checkpoint-dir", str(tmp_path / "out")]
     assert main(argv) == 1
     assert ("allowed: two folders" if both else "holds something else ('notes.txt')") in capsys.readouterr().err
+
+
+def test_a_student_without_names_of_classes_takes_the_numbers_of_a_named_data_set():
+    student = timm.create_model("proard_resnet_tiny", num_classes=2)
+    data = FakeData(6, (1, 8, 8), 2, transform=lambda _: torch.rand(1, 8, 8))
+    data.classes = ["cat", "dog"]
+    assert len(student_source(student, data, None)) == 6
+    student.pretrained_cfg["label_names"] = ["dog", "cat"]
+    with pytest.raises(ValueError, match=r"classes are \['cat', 'dog'\], training's are \['dog', 'cat'\]"):
+        student_source(student, data, None)
