@@ -146,7 +146,8 @@ def _named(
             raise ValueError(f"split={split!r} was given for {name!r}, whose parts are 'train' and 'test' only")
     if root is None and prefix in ("torch", "wds"):
         raise ValueError(f"root is None; allowed: the folder in which {name!r} is, or is to be downloaded to")
-    if part == "train" and split is not None and split.lower().startswith("test"):
+    joined = [] if split is None else split.lower().split("+")  # 'train+test[:10%]' holds test data, too
+    if part == "train" and any(one.strip().startswith("test") for one in joined):
         raise ValueError(f"split={split!r} names test data, which is never trained, labelled or validated on")
     if importlib.util.find_spec(PACKAGES[prefix]) is None:
         package = PACKAGES[prefix].replace("_", "-")

@@ -70,7 +70,10 @@ def test_a_folder_without_parts_is_taken_whole_and_half_of_them_is_refused(tmp_p
 def test_a_test_folders_labels_are_places_among_the_training_classes(tmp_path):
     write_folder(tmp_path, ["dog", "zebra"])
     for names in (["ant", "dog", "zebra"], np.array(["ant", "dog", "zebra"])):
-        assert {label for _, label in image_folder(tmp_path, 8, names)} == {1, 2}
+        folder = image_folder(tmp_path, 8, names)
+        assert {label for _, label in folder} == {1, 2}
+        assert {folder.classes[label] for _, label in folder} == {"dog", "zebra"}
+        assert folder.classes == list(names)
     with pytest.raises(ValueError, match=r"unknown class .*'zebra'; allowed: 'dog', 'zebras'. Did you mean 'zebras'"):
         image_folder(tmp_path, 8, ["zebras", "dog"])
 
@@ -115,7 +118,7 @@ def test_names_that_timm_does_not_know_and_missing_roots_are_refused_early(tmp_p
         open_data("torch/mnist", root=tmp_path / "empty")
 
 
-@pytest.mark.parametrize("split", ["test", "Test", "test[:10%]"])
+@pytest.mark.parametrize("split", ["test", "Test", "test[:10%]", "train+test", "train[:80%] + Test[:10%]"])
 def test_a_test_split_is_never_opened_for_training(split):
     with pytest.raises(ValueError, match="names test data, which is never trained, labelled or validated on"):
         open_data("hfds/someone/photos", split=split)
@@ -168,9 +171,10 @@ def test_a_hub_data_set_is_read_through_timm_one_split_only(hub):
     prepared = prepare(dataset, val_fraction=0.5)
     assert prepared.summary.classes.tolist() == ["cat", "dog"]
     torch.testing.assert_close(dataset[3][0][:, 0, 0], torch.tensor([0, 153 / 255, 1]))
-    open_data("hfds/someone/photos", split="validation")
+    for split in ("validation", "train+validation[:10%]"):
+        open_data("hfds/someone/photos", split=split)
     open_data("hfds/someone/photos", "test")
-    assert [split for _, split in hub] == ["train", "validation", "test"]
+    assert [split for _, split in hub] == ["train", "validation", "train+validation[:10%]", "test"]
 
 
 def test_a_streamed_data_set_trains_with_validation_data_of_its_own(monkeypatch):
