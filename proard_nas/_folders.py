@@ -222,6 +222,32 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
 
 
+def check_json_lines(path: Path, key: str, what: str) -> None:
+    """Raise ValueError unless a file of one JSON object a line is empty or begins with an object that has a key.
+
+    Parameters
+    ----------
+    path : Path
+        A file; it is only read.
+    key : str
+        The first key of the first line, which may be torn: cut off, or followed by the zeros of a crash.
+    what : str
+        Names the kind of file in the error, such as ``'record of labels'``.
+    """
+    with path.open("rb") as file:
+        first = file.readline()
+    if first.endswith(b"\n"):
+        with contextlib.suppress(ValueError):
+            line = json.loads(first)
+            if isinstance(line, dict) and key in line:
+                return
+    else:
+        torn, start = first.rstrip(b"\0"), f'{{"{key}":'.encode()
+        if torn.startswith(start) or start.startswith(torn):
+            return
+    raise ValueError(f"{path} is no {what}, and was left as it is; give another file")
+
+
 def read_strictly(path: Path) -> Any:
     """Read JSON, or raise ValueError if it is none or holds NaN or infinity."""
 

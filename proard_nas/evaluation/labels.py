@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proard_nas import distributed
+from proard_nas._folders import check_json_lines, naming
 from proard_nas.supernets import Architecture
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ class Labels:
     ----------
     students : tuple of Label
     settings : dict
-        Attack, eps, steps, number of images, batch size, seed, and checksums of the supernet's weights and of the
-        images, the latter where they were held in memory.
+        Attack, eps, steps, number of images, batch size, seed, and checksums of the supernet's weights, of the
+        calibration images and, where they were held in memory, of the images.
     """
 
     students: tuple[Label, ...]
@@ -83,7 +84,13 @@ class Labels:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Labels:
-        """Read what `save` or `label_students` wrote; a torn last line is left out."""
+        """Read what `save` or `label_students` wrote; a torn last line is left out.
+
+        Raises
+        ------
+        ValueError
+            If the file is no record of labels, or was damaged.
+        """
         settings, labels = read_record(Path(path))
         return cls(tuple(labels), settings)
 
@@ -98,11 +105,12 @@ def append_line(path: Path, data: dict[str, Any]) -> None:
 
 def read_record(path: Path) -> tuple[dict[str, Any], list[Label]]:
     """Return the settings and labels of a record; a torn last line is left out."""
-    text = path.read_text()
-    lines = text.split("\n")[:-1]  # what follows the last newline was not written whole
+    check_json_lines(path, "settings", "record of labels")
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was not written whole
     if not lines:
         return {}, []
-    return json.loads(lines[0])["settings"], [Label.from_dict(json.loads(line)) for line in lines[1:]]
+    with naming(path):
+        return dict(json.loads(lines[0])["settings"]), [Label.from_dict(json.loads(line)) for line in lines[1:]]
 
 
 class Record:
@@ -123,7 +131,7 @@ class Record:
     Raises
     ------
     ValueError
-        If a file holds labels of other settings.
+        If a file holds labels of other settings, or is no record of labels; it is left as it is.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -132,13 +140,13 @@ class Record:
         if path is None or self._file is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not _cut_torn_line(self._file):
-            append_line(self._file, {"settings": settings})
-        for part in _parts(path):
+        for part in _parts(path):  # this process's own among them: a file of others is refused before it is cut
             found, labels = read_record(part)
             if found:  # another process may be about to write its first line
                 _check_settings(part, {**defaults, **found}, json.loads(json.dumps(settings)))
             self.labels.update({label.architecture: label for label in labels})
+        if not _cut_torn_line(self._file):
+            append_line(self._file, {"settings": settings})
         if self.labels:
             logger.info("%s holds %d labels; going on from there", path, len(self.labels))
 

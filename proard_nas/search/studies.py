@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
+from proard_nas._folders import check_json_lines
 from proard_nas.supernets.architecture import Architecture
 from proard_nas.supernets.space import SearchSpace
 
@@ -75,7 +76,8 @@ def open_study(
     Raises
     ------
     ValueError
-        If the stored study was made with other settings; the message names the first difference.
+        If the stored study was made with other settings; the message names the first difference. If a file is no
+        journal of a study; it is left as it is.
     """
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study that is opened
@@ -99,6 +101,8 @@ def _storage(given: str | Path | BaseStorage | None) -> str | BaseStorage | None
     if isinstance(given, Path) or (isinstance(given, str) and "://" not in given):
         path = Path(given).resolve()  # a relative path makes a lock that never counts as left behind
         lock = JournalFileSymlinkLock(str(path), grace_period=LOCK_SECONDS)
+        if path.exists():
+            check_json_lines(path, "op_code", "journal of a study")
         _cut_torn_line(path, lock)
         return JournalStorage(JournalFileBackend(str(path), lock))
     return given

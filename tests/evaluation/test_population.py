@@ -342,3 +342,34 @@ def test_a_record_of_other_images_is_refused(net, data, archs, tmp_path):
     del settings["settings"]["images_checksum"]  # as older versions wrote it
     record.write_text("\n".join([json.dumps(settings), *lines[1:]]) + "\n")
     label_students(net, archs[:2], source, calibration, attack=ATTACK, record=record)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        b"notes without a newline",
+        b"notes\nand more",
+        b'{"a": 1}\n{"b',
+        b"[1, 2]\n3",
+        b'{"settings": 3}\n',
+        b"\xff\xfe\n\0",
+    ],
+)
+@pytest.mark.parametrize("name", ["labels.jsonl", "labels-1-of-2.jsonl"])
+def test_a_file_that_is_no_record_is_refused_and_left_as_it_is(net, data, archs, tmp_path, name, foreign):
+    (tmp_path / name).write_bytes(foreign)
+    with pytest.raises(ValueError, match=rf"{name} (is no record of labels|is damaged).*"):
+        label_students(net, archs[:1], *data, attack=ATTACK, record=tmp_path / "labels.jsonl")
+    with pytest.raises(ValueError, match=rf"{name} (is no record of labels|is damaged).*"):
+        Labels.load(tmp_path / name)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: foreign}
+
+
+def test_a_record_with_a_line_of_others_is_refused_by_name(net, data, archs, tmp_path):
+    record = tmp_path / "labels.jsonl"
+    label_students(net, archs[:1], *data, attack=ATTACK, record=record)
+    content = record.read_bytes() + b'{"architecture": 3}\ntorn'
+    record.write_bytes(content)
+    with pytest.raises(ValueError, match=r"labels\.jsonl is damaged"):
+        label_students(net, archs[:1], *data, attack=ATTACK, record=record)
+    assert record.read_bytes() == content

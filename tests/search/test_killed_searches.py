@@ -171,3 +171,21 @@ def test_killed_at_random_moments(storage, whole, monkeypatch):
     best = {v for v in front if not any(w != v and w[0] >= v[0] and w[1] >= v[1] for w in front)}
     assert best == {(c.natural_accuracy, c.robust_accuracy) for c in whole.front}
     assert [t.params for t in trials] == [t.params for t in whole.study.trials]
+
+
+@pytest.mark.parametrize(
+    "foreign", [b"notes", b"notes\nand more", b'{"a": 1}\n', b"[1, 2]\n3", b"SQLite format 3\0\xff"]
+)
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path, foreign):
+    path = tmp_path / "search.log"
+    path.write_bytes(foreign)
+    with pytest.raises(ValueError, match=r"search\.log is no journal of a study, and was left as it is; give another"):
+        search(SPACE, predict, cost, storage=path, n_generations=1, **SETTINGS)
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"search.log": foreign}
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"op', b'{"op_code":0,"worker_id":"a'])
+def test_a_journal_without_one_whole_line_is_begun_anew(tmp_path, torn, whole):
+    path = tmp_path / "search.log"
+    path.write_bytes(torn)
+    assert_same(go_on(str(path)), whole, stored(str(path)))
