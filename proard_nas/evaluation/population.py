@@ -24,6 +24,7 @@ from .labelling import run_each
 from .labels import Label, Labels, Record, append_line
 
 IMAGES = "images_checksum"
+CALIBRATION = "calibration_checksum"
 
 __all__ = ["Label", "Labels", "append_line", "label_student", "label_students"]
 
@@ -44,8 +45,9 @@ def label_students(
 ) -> Labels:
     """Measure students: each is calibrated, then measured naturally and under an attack.
 
-    All students see the same images and the same random starts. Under torchrun, each process measures its share and
-    all return the labels of all; every process must make this call with the same arguments.
+    All students see the same images. The attack's random starts are drawn by the same seed, but for the images that a
+    student classifies rightly: students that differ in these start elsewhere. Under torchrun, each process measures its
+    share and all return the labels of all; every process must make this call with the same arguments.
 
     Parameters
     ----------
@@ -78,8 +80,8 @@ def label_students(
     TypeError
         If the source is none, or the calibration images are no tensor.
     ValueError
-        If an architecture is not in the space, or the record holds labels of other settings or, where the source is
-        an `ArraySource`, of other images.
+        If an architecture is not in the space, pixels lie outside [0, 1], or the record is another file or holds labels
+        of other settings, of other calibration images or, where the source is an `ArraySource`, of other images.
 
     Notes
     -----
@@ -104,8 +106,9 @@ def label_students(
         "seed": seed,
         "weights": checksum(supernet),
         IMAGES: images,
+        CALIBRATION: tensor_checksum(calibration),
     }
-    known_before = {name: settings[name] for name in ("weights", IMAGES)}
+    known_before = {name: settings[name] for name in ("weights", IMAGES, CALIBRATION)}
     defaults = {**dataclasses.asdict(AttackSettings()), "batch_size": 256, **known_before}
     known = Record(Path(record) if record else None, settings, defaults)
     known.exchange()  # now all processes share out the same students
@@ -163,5 +166,14 @@ def checksum(supernet: Supernet) -> str:
     """Return a checksum of a supernet's weights: labels belong to them, and a record of others is refused."""
     value = 0
     for parameter in supernet.parameters():
-        value = zlib.crc32(parameter.detach().cpu().contiguous().numpy().tobytes(), value)
+        value = _crc(parameter, value)
     return f"{value:08x}"
+
+
+def tensor_checksum(tensor: Tensor) -> str:
+    """Return a checksum of a tensor's values, in order."""
+    return f"{_crc(tensor):08x}"
+
+
+def _crc(tensor: Tensor, start: int = 0) -> int:
+    return zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), start)

@@ -344,6 +344,20 @@ def test_a_record_of_other_images_is_refused(net, data, archs, tmp_path):
     label_students(net, archs[:2], source, calibration, attack=ATTACK, record=record)
 
 
+def test_a_record_of_other_calibration_images_is_refused(net, data, archs, tmp_path):
+    source, calibration = data
+    record = tmp_path / "labels.jsonl"
+    label_students(net, archs[:2], *data, attack=ATTACK, record=record)
+    with pytest.raises(ValueError, match="calibration_checksum"):
+        label_students(net, archs[:2], source, calibration.flip(-1), attack=ATTACK, record=record)
+    settings, *labels = lines_of(record)
+    del settings["settings"]["calibration_checksum"]  # as older versions wrote it
+    old = "".join(json.dumps(line) + "\n" for line in (settings, *labels))
+    record.write_text(old)
+    label_students(net, archs[:2], *data, attack=ATTACK, record=record)
+    assert record.read_text() == old
+
+
 @pytest.mark.parametrize(
     "foreign",
     [
