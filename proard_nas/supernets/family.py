@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from timm.models import build_model_with_cfg, register_model
-from torch import nn
+from torch import Tensor, nn
 
 from proard_nas._shipped import PRETRAINED, tag, weights
 
@@ -106,12 +107,41 @@ def build_network(cls: type[Net], variant: str, family: Family, pretrained: bool
         The name of the entry point.
     family : Family
     pretrained : bool, default=False
+        The weights then come from timm's configuration, and the normalisation with them, unless it is given here or
+        has other channels.
     **kwargs
         What timm and the network's constructor take; anything else is a TypeError.
     """
     feature_cfg = {"feature_cls": "getter", "out_indices": tuple(range(1 + family.space.n_stages))}
-    net: Net = build_model_with_cfg(cls, variant, pretrained, model_cfg=family, feature_cfg=feature_cfg, **kwargs)
+    given = [f"norm.{name}" for name in ("mean", "std") if kwargs.get(f"norm_{name}") is not None]
+
+    def keep_own_normalisation(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+        own = {name: net.get_buffer(name) for name in ("norm.mean", "norm.std") if name in state}
+        return state | {name: value for name, value in own.items() if _differs(value, state[name], name in given)}
+
+    net: Net = build_model_with_cfg(
+        cls,
+        variant,
+        pretrained,
+        model_cfg=family,
+        feature_cfg=feature_cfg,
+        pretrained_filter_fn=keep_own_normalisation,
+        **kwargs,
+    )
+    if kwargs.get("in_chans") is not None:
+        _describe_channels(net, kwargs["in_chans"])
     return net
+
+
+def _describe_channels(net: Any, n: int) -> None:
+    """Say in timm's configuration of a network how many channels its images have."""
+    channels = {"input_size": (n, *net.pretrained_cfg["input_size"][1:]), "mean": (0.0,) * n, "std": (1.0,) * n}
+    net.pretrained_cfg = net.default_cfg = {**net.pretrained_cfg, **channels}
+
+
+def _differs(own: Tensor, stored: Tensor, given: bool) -> bool:
+    """Tell whether a value of a network's own takes the place of the stored one, which may be rounded."""
+    return own.shape != stored.shape or (given and not torch.equal(own.to(stored.dtype), stored))
 
 
 def register_supernet(fn: EntryPoint) -> EntryPoint:

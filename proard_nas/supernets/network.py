@@ -33,6 +33,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: Any = None, dtype: Any = None) -> None:
         super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype  # whole numbers would make integers
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype).reshape(1, -1, 1, 1))
 
@@ -214,7 +215,8 @@ class StudentNet(nn.Module):
     def cost(self, arch: Architecture | None = None, img_size: Size | int | None = None) -> Cost:
         """Return multiply-accumulates and parameters of an architecture, by default of its own.
 
-        An exact function of the values: nothing is built or run. See `plan` for the parameters.
+        A supernet's own is the largest, whichever student is active. An exact function of the
+        values: nothing is built or run. See `plan` for the parameters.
         """
         return plan_cost(self.plan(arch, img_size))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 
@@ -44,13 +45,18 @@ def test_classes_and_channels_are_options(name):
     for classes, channels in ((3, 1), (100, 4)):
         net = build(name, num_classes=classes, in_chans=channels).eval()
         assert net(torch.zeros(2, channels, *net.cfg.img_size, device="meta")).shape == (2, classes)
+        config = timm.data.resolve_data_config(model=net)
+        assert config["input_size"] == (channels, *net.cfg.img_size)
+        assert (config["mean"], config["std"]) == ((0.0,) * channels, (1.0,) * channels)
 
 
 @pytest.mark.parametrize("name", [n for n in SUPERNETS if not n.endswith("_fine")])
 def test_classes_and_channels_reach_extracted_students(name):
     net = timm.create_model(name, num_classes=3, in_chans=4, depths=build(name).space.depths[:2])
     with torch.no_grad():
-        assert net.extract(net.space.smallest).eval()(torch.rand(2, 4, 32, 32)).shape == (2, 3)
+        student = net.extract(net.space.smallest).eval()
+        assert student(torch.rand(2, 4, 32, 32)).shape == (2, 3)
+    assert student.pretrained_cfg["input_size"] == (4, *net.cfg.img_size)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -204,3 +210,55 @@ def test_a_pooling_that_concatenates_is_refused(name):
         net.reset_classifier(5, "catavgmax")
     assert net.num_classes == 3
     net.reset_classifier(5, "avgmax")
+
+
+def test_whole_numbers_normalise_as_floats():
+    net = timm.create_model("proard_resnet_small", norm_mean=(0, 0, 0), norm_std=(1, 1, 2)).eval()
+    assert net.norm.mean.dtype == net.norm.std.dtype == torch.float32
+    same = timm.create_model("proard_resnet_small", norm_mean=(0.0, 0.0, 0.0), norm_std=(1.0, 1.0, 2.0)).eval()
+    same.load_state_dict(net.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(net(x), same(x))
+
+
+@pytest.fixture(scope="module", params=[None, "float16"])
+def weights(request, tmp_path_factory):
+    """Give a saved colour student, and the tensors of its file."""
+    folder = tmp_path_factory.mktemp("weights") / "student"
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "norm_mean": (0.1, 0.2, 0.3), "norm_std": (0.4, 0.5, 0.6)}
+    timm.create_model("proard_resnet_small", **options).save(folder, dtype=request.param)
+    return folder, safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def pretrained(folder, **options):
+    """Build the network from the file alone, and from the folder, whose configuration gives the normalisation, too."""
+    overlay = {"file": str(folder / "model.safetensors"), "num_classes": 3}
+    yield timm.create_model("proard_resnet_small", pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    yield timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
+
+
+def test_weights_bring_their_normalisation(weights):
+    folder, stored = weights
+    for net in pretrained(folder):
+        assert all(torch.equal(tensor, stored[name].to(tensor.dtype)) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("mean", [(0.7, 0.8, 0.9), (0, 0, 1)])
+def test_a_normalisation_that_is_given_wins_over_that_of_the_weights(weights, mean):
+    folder, stored = weights
+    for net in pretrained(folder, norm_mean=mean):
+        assert net.norm.mean.flatten().tolist() == pytest.approx(mean)
+        rest = {name: tensor for name, tensor in net.state_dict().items() if name != "norm.mean"}
+        assert all(torch.equal(tensor, stored[name].to(tensor.dtype)) for name, tensor in rest.items())
+
+
+def test_weights_of_colour_images_make_a_network_for_grey_ones(weights):
+    folder, stored = weights
+    overlay = {"file": str(folder / "model.safetensors"), "num_classes": 3}
+    net = timm.create_model("proard_resnet_small", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=1).eval()
+    assert (net.norm.mean.item(), net.norm.std.item()) == (0.5, 0.25)
+    first = net.pretrained_cfg["first_conv"] + ".weight"
+    summed = stored[first].float().sum(1, keepdim=True).to(stored[first].dtype)  # as timm does
+    torch.testing.assert_close(net.state_dict()[first], summed.float())
+    assert net(torch.rand(2, 1, 32, 32)).isfinite().all()
