@@ -83,6 +83,7 @@ class Supernet(_Base):
         self._active: Architecture | None = None
         self._active_statistics: dict[str, Tensor] = {}
         self._make_kernels_elastic()
+        self.register_load_state_dict_post_hook(_forget_active_statistics)  # type: ignore[no-untyped-call]
 
     def _make_kernels_elastic(self) -> None:
         if len(self.space.kernel_sizes) < 2:
@@ -183,7 +184,9 @@ class Supernet(_Base):
         """Make ``forward`` and its kin run another student; None is the largest.
 
         The student keeps batch norm statistics of its own while it is active: in training mode
-        they follow the batches, and in eval mode they are used.
+        they follow the batches, and in eval mode they are used. Loading a state makes it uncalibrated.
+        What describes the network stays the largest's: ``arch``, ``cost()`` without an architecture,
+        ``num_features``, ``feature_info``. For the student's cost, ask ``cost(net.active)``.
         """
         arch = self.space.largest if arch is None else self.space.validate(_as_architecture(arch))
         self._active = None if arch == self.space.largest else arch
@@ -230,6 +233,12 @@ class Supernet(_Base):
         live = self._net()
         forward = super().forward_intermediates if live is None else live.forward_intermediates
         return forward(x, *args, **kwargs)
+
+
+def _forget_active_statistics(supernet: nn.Module, _: object) -> None:
+    """Make the active student uncalibrated: its statistics were those of the weights before."""
+    assert isinstance(supernet, Supernet)
+    supernet.set_active(supernet.active)
 
 
 def statistics_of(network: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from proard_nas.supernets import StudentNet, Supernet, is_calibrated, load_statistics, statistics_of
+from proard_nas.supernets.supernet import has_seen_images
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -413,6 +414,8 @@ def test_the_active_student_is_the_extracted_one(net, images):
         net.set_active(arch)
         student = net.extract(arch)
         assert net.active == student.arch == arch
+        assert net.cost() == net.cost(net.space.largest)
+        assert net.cost(net.active) == student.cost()
         assert torch.equal(net(x), student(x))
         features = net.forward_features(x)
         assert torch.equal(features, student.forward_features(x))
@@ -447,6 +450,27 @@ def test_the_active_student_keeps_statistics_of_its_own_while_it_is_active(net, 
     assert torch.equal(again(images(net)), own(images(net)))
     net.set_active(net.space.largest)
     assert not is_calibrated(net.extract(arch))
+
+
+def test_loading_a_state_makes_the_active_student_uncalibrated(net, images):
+    arch = net.space.sample(0)
+    net.set_active(arch)
+    net.train()(images(net, n=4))
+    assert has_seen_images(net.active_statistics)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        for tensor in other.state_dict().values():
+            tensor.mul_(2)
+    nn.Sequential(net).load_state_dict({f"0.{name}": value for name, value in other.state_dict().items()})
+    assert net.active == arch
+    assert not has_seen_images(net.active_statistics)
+    assert all(
+        torch.equal(value, statistics_of(net.student(arch))[name]) for name, value in net.active_statistics.items()
+    )
+    assert has_seen_images(other.active_statistics)
+    net.set_active(None)
+    net.load_state_dict(other.state_dict())
+    assert is_calibrated(net)
 
 
 def test_the_active_student_trains_the_supernet(net, images):
