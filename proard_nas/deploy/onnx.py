@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 OPSET = 18
 LOWEST_OPSET = 18  # what the exporter translates to; it converts from there upwards
 TOLERANCE = 1e-4
+FILE_FACTS = ("input_range", "input_layout", "opset")
 
 
 def export_onnx(
@@ -72,7 +73,7 @@ def export_onnx(
     OSError
         If the folder does not exist or cannot be written to; before anything is exported.
     ValueError
-        For an opset that cannot be written, or metadata that cannot be kept or contradict what is computed.
+        For an opset that cannot be written, or metadata that cannot be kept or give what is computed.
     RuntimeError
         If the check finds a difference.
     """
@@ -81,7 +82,7 @@ def export_onnx(
     if check:
         require("onnxruntime", "export_onnx with check=True", "onnx")
     network = frozen(student)
-    known = {**network.metadata, **check_metadata(metadata or {})}
+    known = {**network.metadata, **_check_metadata(metadata or {})}
     properties = as_properties({**known, **_facts(network, opset, known)})
     with whole_file(path) as temporary:
         model = _translate(network, opset)
@@ -191,6 +192,15 @@ def _check_opset(opset: int) -> None:
     newest = onnx.defs.onnx_opset_version()
     if isinstance(opset, bool) or not isinstance(opset, int) or not LOWEST_OPSET <= opset <= newest:
         raise ValueError(f"opset is {opset!r}; allowed: integers from {LOWEST_OPSET} to {newest}, with this onnx")
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Check metadata as for `StudentNet.save`; what is said of a file's input is computed, too."""
+    given = check_metadata(metadata)
+    for name in FILE_FACTS:
+        if name in given:
+            raise ValueError(f"metadata must not give {name!r}: it is written as export_onnx makes the file")
+    return given
 
 
 def _facts(network: StudentNet, opset: int, known: Mapping[str, Any]) -> dict[str, Any]:

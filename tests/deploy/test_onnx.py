@@ -236,6 +236,9 @@ def test_a_folder_that_cannot_be_written_to_is_refused_early(student, tmp_path, 
         ({"metadata": {"note": object()}}, "metadata 'note' cannot be kept"),
         ({"metadata": {"note": float("nan")}}, "metadata 'note' cannot be kept"),
         ({"metadata": {"macs": 3}}, "must not give 'macs'"),
+        ({"metadata": {"input_range": [0, 255]}}, "must not give 'input_range'"),
+        ({"metadata": {"input_layout": "batch, height, width, channels"}}, "must not give 'input_layout'"),
+        ({"metadata": {"opset": 20}}, "must not give 'opset'"),
     ],
 )
 def test_wrong_options_are_named_early(student, tmp_path, options, message):
@@ -303,5 +306,6 @@ def test_other_opsets_classes_channels_and_pooling(lively_student, images, tmp_p
     student = lively_student(**options)
     path = export_onnx(student, tmp_path / "student.onnx", opset=20)
     assert onnx.load(str(path)).opset_import[0].version == 20
+    assert onnx_metadata(path)["input_size"] == [2, 8, 8]
     with torch.no_grad():
         np.testing.assert_allclose(run(path, images(student, 3)), student(images(student, 3)).numpy(), atol=1e-4)
