@@ -50,7 +50,7 @@ class Test:
     square_queries : int, default=5000
         Of the Square attack within AutoAttack; fewer only to try something out.
     seed : int, default=0
-        Of random starts: the same for every student.
+        Of random starts, which are drawn for the images that a student classifies rightly.
     batch_size : int, default=256
     """
 
