@@ -114,7 +114,7 @@ def _kept_until_trained(estimator: ProARDEstimator) -> Iterator[None]:
         if fitted().get("supernet_") is before.get("supernet_"):
             for name in fitted():
                 delattr(estimator, name)
-            vars(estimator).update(before)
+            estimator.__dict__.update(before)
         raise
 
 
@@ -363,7 +363,7 @@ def _train(
         distributed.wait_for_all()  # nobody writes a checkpoint before all have read theirs
         trainer.run(stages)
     for name in ("labels_", "predictor_", "predictor_score_", "_val"):  # of the supernet before
-        vars(estimator).pop(name, None)
+        estimator.__dict__.pop(name, None)
     estimator.supernet_, estimator.events_, estimator.spent_ = supernet, trainer.events, trainer.ledger
     estimator.history_ = trainer.history
     if earlier is not None:
