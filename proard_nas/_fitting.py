@@ -6,22 +6,21 @@ import contextlib
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import timm
 import torch
-from sklearn.utils import check_random_state
 from torch import nn
 
 from . import _labelling, _warm_start, distributed, supernets
-from ._describing import described, digest
 from ._errors import check_name, unknown_name
-from ._folders import read_json
 from ._numbers import whole_number
 from ._random import derive_seed
+from ._reporting import EpochReports
+from ._run_folder import open_run, run_seed
 from ._warm_start import Before
 from .attacks import seeded, warn_if_short
 from .data import PreparedData, check_image_size, prepare
@@ -48,9 +47,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
-# Between a run and its resume.
-FREE_TO_CHANGE = ("device", "progress", "log_dir", "checkpoint_seconds", "random_state", "n_jobs")
-
 FROM_DATA = ("num_classes", "norm_mean", "norm_std")
 
 CHOICES = "its choices are depths, width_mults, expand_ratios and kernel_sizes"
@@ -68,7 +64,7 @@ def fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, checkpoint_
 
 def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Path | None) -> None:
     earlier = _warm_start.before(estimator, folder)
-    seed = distributed.from_main(_seed(estimator, folder))
+    seed = distributed.from_main(run_seed(estimator, folder))
     data = prepare(
         X,
         y,
@@ -84,12 +80,7 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
     _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
     teacher = _teacher(estimator, data)
     _describe(estimator, data, seed)
-    store = None
-    if folder is not None:
-        settings = _settings(estimator, data, teacher, seed, earlier)
-        unknown = {name: settings["data"][name] for name in ("labels", "batches")}  # to an older folder: taken as given
-        defaults = {"parameters": _parameters(type(estimator)()), "data": unknown}
-        store = _open_store(folder, settings, defaults)
+    store = None if folder is None else open_run(estimator, folder, data, teacher, seed, earlier)
     _warn_of_short_attacks(estimator, stages)
     estimator.calibration_images_ = calibration_images(
         data.train, estimator.n_calibration, estimator.augment, derive_seed(seed, "calibration")
@@ -269,63 +260,6 @@ def _describe(estimator: ProARDEstimator, data: PreparedData, seed: int) -> None
     estimator.n_train_, estimator.n_val_ = summary.n_train, summary.n_val
 
 
-# -- records ----------------------------------------------------------------------------------
-
-
-def _seed(estimator: ProARDEstimator, folder: Path | None) -> int:
-    """Return the run's seed; where none is asked for, an earlier run's in the folder."""
-    if estimator.random_state is None and folder is not None and (folder / "settings.json").is_file():
-        return _seed_of(folder / "settings.json")
-    if estimator.random_state is None and estimator.warm_start and hasattr(estimator, "seed_"):
-        return int(estimator.seed_)
-    return int(check_random_state(estimator.random_state).randint(2**31))
-
-
-def _seed_of(path: Path) -> int:
-    try:
-        return int(read_json(path)["seed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not of a run of fit: it names no seed; give a new or an empty folder") from error
-
-
-def _settings(
-    estimator: ProARDEstimator, data: PreparedData, teacher: nn.Module | None, seed: int, earlier: Before | None
-) -> dict[str, Any]:
-    """Return what must be the same for a run to go on from another's checkpoint."""
-    parameters = _parameters(estimator)
-    parameters["teacher"] = None if teacher is None else digest(teacher)
-    summary = data.summary
-    facts = {
-        "train": summary.n_train,
-        "validation": summary.n_val,
-        "image": [summary.in_chans, *summary.image_size],
-        "classes": [str(c) for c in summary.classes],
-        "labels": summary.labels,
-        "batches": data.train.n_batches(estimator.batch_size),
-        "mean": list(summary.mean),
-        "std": list(summary.std),
-        "processes": distributed.world_size(),
-    }
-    start = {} if earlier is None else {"start": earlier.weights}
-    return {"seed": seed, "parameters": parameters, "data": facts, **start}
-
-
-def _parameters(estimator: ProARDEstimator) -> dict[str, Any]:
-    """Return the parameters that must stay the same, as JSON; the teacher as it is."""
-    parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k not in FREE_TO_CHANGE}
-    return parameters | {
-        name: described(parameters[name]) for name in ("schedule", "loss", "teacher_loss", "model_args")
-    }
-
-
-def _open_store(folder: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> CheckpointStore:
-    """Open the folder in the main process first: only one may start it."""
-    if distributed.is_main():
-        CheckpointStore(folder, settings, defaults)
-    distributed.wait_for_all()
-    return CheckpointStore(folder, settings, defaults)
-
-
 # -- training ---------------------------------------------------------------------------------
 
 
@@ -343,7 +277,7 @@ def _train(
         watched = data.val.head(estimator.n_watch, seed=derive_seed(estimator.seed_, "watch")).to(estimator.device_)
         validation = Validation(watched, estimator._attack("pgd"))
     done = () if earlier is None else (len(earlier.history),)  # not the same random choices once more
-    with _EpochReports(estimator, *done) as on_epoch:
+    with EpochReports(estimator, *done) as on_epoch:
         trainer = Trainer(
             supernet,
             _labelling.on_device(data.train, estimator.device_),
@@ -372,33 +306,3 @@ def _train(
         where = "" if store is None else f"; fit with checkpoint_dir={str(store.folder)!r} goes on from there"
         logger.warning("training was interrupted; the estimator holds the network as it is%s", where)
         raise_for(trainer.interrupted)
-
-
-class _EpochReports:
-    """Reports each epoch of training: to scikit-learn's callbacks, as a task of `fit`, and to TensorBoard.
-
-    Epochs are counted on from the ``done`` ones of earlier fits.
-    """
-
-    def __init__(self, estimator: ProARDEstimator, done: int = 0) -> None:
-        self.estimator, self.done = estimator, done
-        self.context = estimator._init_callback_context(max_subtasks=None)  # epochs may be repeated, or be a helper's
-        wanted = estimator.log_dir is not None and distributed.is_main()
-        self.writer = TensorBoardWriter(estimator.log_dir) if wanted and estimator.log_dir is not None else None
-
-    def __enter__(self) -> Callable[[dict[str, Any]], bool]:
-        self.context.call_on_fit_task_begin(estimator=self.estimator)
-        return self._epoch
-
-    def _epoch(self, record: dict[str, Any]) -> bool:
-        record = {**record, "global_epoch": record["global_epoch"] + self.done}
-        if self.writer is not None:
-            self.writer(record)
-        task = self.context.subcontext(task_name="epoch")
-        task.call_on_fit_task_begin(estimator=self.estimator)
-        return bool(task.call_on_fit_task_end(estimator=self.estimator, metadata=record))
-
-    def __exit__(self, *error: object) -> None:
-        if self.writer is not None:
-            self.writer.close()
-        self.context.call_on_fit_task_end(estimator=self.estimator)

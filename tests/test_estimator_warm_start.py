@@ -200,7 +200,7 @@ def test_callbacks_and_tensorboard_count_epochs_on(digits, folder, monkeypatch):
             pass
 
     seen, written = Records(), []
-    monkeypatch.setattr("proard_nas._fitting.TensorBoardWriter", Writer)
+    monkeypatch.setattr("proard_nas._reporting.TensorBoardWriter", Writer)
     est = loaded(folder, log_dir="logs").set_callbacks(seen).fit(*digits)
     assert [record["global_epoch"] for record in seen] == [4, 5, 6, 7] and seen == written[-1] == est.history_[4:]
 
