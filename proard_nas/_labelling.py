@@ -108,12 +108,17 @@ def _validation(estimator: ProARDEstimator, X: Any, y: Any) -> Source:
         return on_device(estimator.encoder_source(X, y), estimator.device_)
     if y is not None:
         raise ValueError("y was given without X; give both, or neither for the validation images of fit")
+    check_validation(estimator)
+    val: Source = estimator._val
+    return val
+
+
+def check_validation(estimator: ProARDEstimator) -> None:
+    """Raise RuntimeError if an estimator has no validation images: one that was loaded."""
     if not hasattr(estimator, "_val"):
         raise RuntimeError(
             "an estimator loaded from a folder has no validation data; give it to label as X and y, or use evaluate"
         )
-    val: Source = estimator._val
-    return val
 
 
 def check_same_images(estimator: ProARDEstimator, X: Any, y: Any) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import search as room
 from ._errors import unknown_name
+from ._labelling import check_validation
 from ._numbers import whole_number
 from ._random import derive_seed
 from .evaluation import Label
@@ -29,7 +30,8 @@ def search(
     for name in constraints:
         if name not in allowed:
             raise TypeError(str(unknown_name("search argument", name, allowed | {"verify"})))
-    whole_number("verify", verify, 0)
+    if whole_number("verify", verify, 0):
+        check_validation(estimator)
     _check_table(estimator, constraints.get("latency"))
     constraints = {"seed": derive_seed(estimator.seed_, "search"), "progress": estimator.progress, **constraints}
     if "warm_start" not in constraints:

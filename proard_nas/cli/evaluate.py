@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from proard_nas.data import Source
     from proard_nas.evaluation import AttackSettings, Evaluation
+    from proard_nas.supernets import StudentNet
 
 HELP = "measure a student under attacks"
 EXAMPLES = """\
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"of natural, {', '.join(ATTACKS)} (default: natural fgsm pgd)",
     )
-    group.add_argument("--eps", type=number, help="largest change of a pixel (default: the estimator's, else 8/255)")
+    group.add_argument("--eps", type=number, help="largest change of a pixel (default: training's, else 8/255)")
     group.add_argument("--step-size", type=number, help="of pgd and cw (default: the estimator's, else eps / 4)")
     group.add_argument("--steps", type=int, help="of pgd and cw (default: the estimator's eval_steps, else 20)")
     group.add_argument("--queries", type=int, help="of square (default: 5000)")
@@ -101,7 +102,7 @@ def _what(arguments: argparse.Namespace) -> tuple[nn.Module, Source, list[Attack
             raise ValueError("--result, -i and --arch pick a student of --estimator, not of a saved student's folder")
         student = load_student_folder(arguments.student, arguments.device)
         x, y = test_data(arguments, class_names(student), image_shape(student)[1:])
-        return student, student_source(student, x, y), _attacks(arguments)
+        return student, student_source(student, x, y), _attacks(arguments, _trained_eps(student))
     estimator = open_estimator(arguments)
     network = estimator.extract(chosen(arguments)[0])
     x, y = test_data(arguments, [str(name) for name in estimator.classes_], estimator.image_size_)
@@ -110,6 +111,13 @@ def _what(arguments: argparse.Namespace) -> tuple[nn.Module, Source, list[Attack
         estimator.encoder_source(x, y),
         _attacks(arguments, estimator.eps, estimator.step_size, estimator.eval_steps),
     )
+
+
+def _trained_eps(student: StudentNet) -> float | None:
+    """Return the ``eps`` that a saved student was trained against, if it says so."""
+    training = student.metadata.get("training")
+    eps = training.get("eps") if isinstance(training, dict) else None
+    return float(eps) if isinstance(eps, (int, float)) else None
 
 
 def _attacks(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from proard_nas._errors import check_name
 from proard_nas.data.files import PARTS, Part, image_folder, image_transform, load_npz
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = {"torch": "torchvision", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets",
             "wds": "webdataset"}  # fmt: skip
@@ -124,6 +127,11 @@ def _part_of_folder(path: Path, part: Part) -> Path:
             f"the folder {str(path)!r} has the sub-folders {found}, which look like parts and not like classes; "
             "allowed: parts named train and test, or one sub-folder for each class"
         )
+    if part == "test":
+        logger.warning(
+            "the folder %r has no parts train and test: all of it is opened as test data. If a network was trained on "
+            "it, its accuracy there says nothing", str(path)
+        )  # fmt: skip
     return path
 
 

@@ -126,7 +126,7 @@ def make_schedule(
     Raises
     ------
     ValueError
-        For an unknown name, an empty list, or fewer epochs than stages.
+        For an unknown name, an empty list, fewer epochs than stages, or ``epochs``, ``lr`` or ``anneal`` with a list.
     """
     check_name("anneal", anneal, ANNEALS)
     if epochs is not None:
@@ -135,6 +135,12 @@ def make_schedule(
         stages = list(schedule)
         if not stages or not all(isinstance(stage, Stage) for stage in stages):
             raise ValueError(f"a schedule must be a name or a non-empty list of Stage, got {schedule!r}")
+        for name, given in (("epochs", epochs), ("lr", lr), ("anneal", None if anneal == "stage" else anneal)):
+            if given is not None:
+                raise ValueError(
+                    f"{name}={given!r} is of a named schedule, but the schedule is a list of stages, which have their "
+                    f"own; allowed: a name, one of {', '.join(map(repr, SCHEDULES))}, or stages without {name}"
+                )
         return stages
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)

@@ -17,6 +17,7 @@ from torchvision.transforms.functional import to_tensor
 from proard_nas import Architecture, ProARDEstimator, SearchResult, cli
 from proard_nas.cli import main
 from proard_nas.cli._data import validation_data
+from proard_nas.deploy import load_student
 from proard_nas.evaluation.population import images_checksum
 from proard_nas.search import search
 
@@ -205,6 +206,16 @@ def test_evaluate_takes_archives_with_names_or_grey_images_and_an_estimators_stu
     np.savez(tmp_path / "a.npz", x_train=x[:1], y_train=y[:1], x_test=x.repeat(3, 1), y_test=y)
     ours = call("evaluate", "--estimator", fitted, "--result", front / "front.json", *attack)["results"][0]
     assert ours["accuracy"] == found["accuracy"]
+
+
+def test_evaluate_attacks_a_saved_student_as_it_was_trained(front, photos, tmp_path, call):
+    student = load_student(front / "student")
+    student.metadata["training"]["eps"] = 4 / 255
+    student.save(tmp_path / "student")
+    options = ["--data", photos, "--attack", "fgsm", "--max-images", "20"]
+    for argv, eps in ((), 4 / 255), (("--eps", "2/255"), 2 / 255):
+        (found,) = call("evaluate", tmp_path / "student", *options, *argv)["results"]
+        assert found["eps"] == pytest.approx(eps)
 
 
 def test_evaluate_shows_a_table_and_signs_of_masked_gradients(front, photos, capsys):

@@ -59,9 +59,11 @@ def test_a_folder_with_parts_gives_only_the_part_asked_for(tmp_path):
     assert open_data(tmp_path)[0][0][0].shape == (3, 32, 32)
 
 
-def test_a_folder_without_parts_is_taken_whole_and_half_of_them_is_refused(tmp_path):
+def test_a_folder_without_parts_is_taken_whole_and_half_of_them_is_refused(tmp_path, caplog):
     write_folder(tmp_path / "whole", ["cat", "dog"])
+    assert len(open_data(tmp_path / "whole")[0]) == 8 and not caplog.records
     assert len(open_data(tmp_path / "whole", "test")[0]) == 8
+    assert "all of it is opened as test data" in caplog.text
     write_folder(tmp_path / "half" / "test", ["cat"])
     with pytest.raises(ValueError, match=r"has a part 'test' but no part 'train'"):
         open_data(tmp_path / "half")

@@ -150,7 +150,14 @@ def test_fewer_epochs_than_stages_are_refused(resnet):
 
 def test_a_schedule_of_ones_own_is_taken_as_it_is(resnet):
     stages = [Stage("only", 2, "trades", lr=0.3)]
-    assert make_schedule(stages, resnet, lr=0.01) == stages
+    assert make_schedule(stages, resnet, loss="ard", own_teacher=True) == stages
+
+
+@pytest.mark.parametrize("given", [{"epochs": 30}, {"lr": 0.1}, {"anneal": "whole"}])
+def test_what_is_of_a_named_schedule_is_refused_beside_stages(resnet, given):
+    (name,) = given
+    with pytest.raises(ValueError, match=f"{name}=.*a list of stages.*allowed: a name, .* without {name}"):
+        make_schedule([Stage("own", 3, "natural")], resnet, **given)
 
 
 def test_a_stage_with_lists_of_choices_is_a_value():

@@ -10,6 +10,7 @@ import timm
 import torch
 from sklearn.datasets import load_digits
 
+from proard_nas import ProARDEstimator
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import calibrate, evaluate
 
@@ -24,7 +25,8 @@ def test_the_guides_code_trains_a_student_further() -> None:
     student = calibrate(net.extract(net.space.smallest), torch.from_numpy(x[:256]))
     test = ArraySource(torch.from_numpy(x[1400:]), torch.from_numpy(y[1400:]))
     before = evaluate(student, test, attack="natural").accuracy
-    names: dict[str, Any] = {"student": student, "X_train": x[:1400], "y_train": y[:1400]}
+    est = ProARDEstimator(eps=8 / 255)
+    names: dict[str, Any] = {"est": est, "student": student, "X_train": x[:1400], "y_train": y[:1400]}
     exec(_code(), names)
     assert not student.training and all(p.grad is None for p in student.parameters())  # nothing of training stays
     after = evaluate(student, test, attack="natural").accuracy  # raises if it were not calibrated
