@@ -116,7 +116,7 @@ def pack(job: Job) -> dict[str, Any]:
     x, y = job.named(images.validation.head(budget.n_label_images))
     estimator.n_jobs = job.jobs
     estimator.label(budget.n_labels, x, y, replace=True, record=job.folder / "labels.jsonl")
-    estimator.n_jobs = None
+    estimator.n_jobs, estimator.n_labels = None, budget.n_labels  # of a fit that goes on from what is packed
     for figures in ("students", "measurement"):  # of the weights before
         network.metadata.pop(figures, None)
     network.metadata |= {
