@@ -46,6 +46,12 @@ class TestFrontAndBest:
     def test_best_has_the_highest_mean_of_both_accuracies(self, result):
         assert result.best.architecture == ARCHS[1]
 
+    def test_the_most_accurate_are_those_of_the_highest_mean_the_best_first(self, result):
+        # (0.85 + 0.53) / 2 = 0.69, (0.87 + 0.50) / 2 = 0.685, (0.80 + 0.54) / 2 = 0.67
+        expected = [ARCHS[1], ARCHS[2], ARCHS[0]]
+        for k in (0, 1, 2, 3, 4):
+            assert [c.architecture for c in result.most_accurate(k)] == expected[:k]
+
     def test_of_equals_the_cheaper_is_best(self):
         front = [candidate(0, 0.8, 0.5, macs=9), candidate(1, 0.7, 0.6, macs=5), candidate(2, 0.6, 0.7, macs=7)]
         assert SearchResult(front=front).best.macs == 5
