@@ -277,6 +277,15 @@ def test_an_estimator_of_images_that_rounding_put_outside_0_to_1_comes_back(save
     assert torch.equal(ProARDEstimator.load(tmp_path / "again").calibration_images_, est.calibration_images_)
 
 
+def test_images_of_8_bits_take_a_byte_for_each_pixel_and_come_back_the_same(saved, tmp_path):
+    est = ProARDEstimator.load(saved)
+    est.calibration_images_ = torch.arange(256).reshape(4, 1, 8, 8).float() / 255
+    est.save(tmp_path / "again")
+    with safe_open(tmp_path / "again" / "calibration.safetensors", framework="pt") as tensors:
+        assert torch.equal(tensors.get_tensor("images"), torch.arange(256).to(torch.uint8).reshape(4, 1, 8, 8))
+    assert torch.equal(ProARDEstimator.load(tmp_path / "again").calibration_images_, est.calibration_images_)
+
+
 @pytest.mark.parametrize("images", [torch.zeros(4, 1, 9, 9), torch.full((4, 1, 8, 8), 2.0), torch.zeros(4)])
 def test_calibration_images_that_do_not_fit_are_named(folder, images):
     from safetensors.torch import save_file
