@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from proard_nas import distributed
 from proard_nas._random import derive_seed
+from proard_nas.attacks.objectives import is_right
 from proard_nas.data import ArraySource, Source, check_source
 from proard_nas.supernets import Architecture, Supernet
 
-from .accuracy import AttackSettings, attack_or_default, correct
+from .accuracy import AttackSettings, attack_or_default, labelled_logits, survives
 from .calibration import calibrate, check_images
 from .labelling import run_each
 from .labels import Label, Labels, Record, append_line
@@ -141,15 +142,12 @@ def label_student(
     with torch.no_grad():
         student = calibrate(supernet.student(arch), calibration, batch_size)
     natural = robust = total = 0
-    clean = AttackSettings("natural")
-    for index, (x, y) in enumerate(source.batches(batch_size)):
-        right = correct(student, x, y, clean, 0)
+    for index, (images, labels) in enumerate(source.batches(batch_size)):
+        x, y, logits = labelled_logits(student, images, labels)
+        right = is_right(logits, y)
         natural += int(right.sum())
+        robust += int(survives(student, x, y, right, right, attack, derive_seed(seed, "evaluate", index)).sum())
         total += len(x)
-        right = right.to(x.device)
-        if right.any():
-            place = derive_seed(seed, "evaluate", index)
-            robust += int(correct(student, x[right], y[right], attack, place).sum())
     return Label(arch, natural / total, robust / total, time.perf_counter() - start)
 
 

@@ -12,9 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import proard_nas  # noqa: F401
+from proard_nas.data import ArraySource
+from proard_nas.evaluation import AttackSettings, calibrate
+from proard_nas.evaluation.population import label_student
 from proard_nas.training import AttackBudget, Stage, make_loss, training_cost
 from proard_nas.training.budget import stage_macs, step_macs
 from proard_nas.training.losses import LOSSES, Batch, Noise, Passes
+from proard_nas.training.planning import labelling_macs
 
 TEN = AttackBudget(steps=10)
 SIZE = (8, 8)
@@ -160,6 +164,19 @@ def test_the_count_is_what_torch_counts(name, method):
     macs = [net.cost(arch, SIZE).macs for arch in students]
     # torch leaves out the gradient of the first layer's input where nobody asks for it
     assert counter.flops / 2 / len(x) == pytest.approx(step_macs(loss, macs, macs[0], budget, False), rel=0.005)
+
+
+def test_labelling_costs_what_torch_counts_where_no_image_is_fooled():
+    net = timm.create_model("proard_dyn_resnet_tiny")
+    arch, calibration, x = net.space.sample(0), torch.rand(6, 1, 8, 8), torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        student = calibrate(net.student(arch), calibration).eval()
+        source = ArraySource(x, student(x).argmax(1))
+    with TorchCount() as counter:
+        label = label_student(net, arch, source, calibration, AttackSettings("pgd", 1e-7, 1e-8, 5))
+    assert (label.natural_accuracy, label.robust_accuracy) == (1, 1)
+    macs = net.cost(arch, SIZE).macs
+    assert counter.flops / 2 == pytest.approx(labelling_macs(1, 4, 6, 5, macs), rel=0.005)
 
 
 def test_perturbed_weights_take_the_outer_loss_once_more(net, sizes):
