@@ -41,6 +41,7 @@ def test_the_paper_trains_a_teacher_then_width_depth_and_expansion(resnet):
         ("width_mult", "depth", "expand_ratio"),
     ]
     assert [stage.lr for stage in stages] == [0.01] * 4
+    assert [stage.drop_rate for stage in stages] == [0, 0.1, 0.1, 0.1]
 
 
 def test_the_first_step_opens_the_kernel_where_there_is_no_width(mobilenet):
