@@ -157,6 +157,31 @@ def test_the_teacher_is_frozen_and_the_largest_student_ends_calibrated(source):
     assert is_calibrated(net) and not net.training
 
 
+def middle_importances(net):
+    """Return the L1 norms of what reads each of the two middle axes of every block."""
+    blocks = [block for stage in net.stages for block in stage]
+    weights = [module.conv.weight.detach() for block in blocks for module in (block.conv2, block.conv3)]
+    return [weight.abs().sum((0, 2, 3)) for weight in weights]
+
+
+def test_a_stage_sorts_channels_before_its_first_step_and_drops_features_in_its_students(source):
+    net, seen = supernet(), []
+
+    def record(student, batch, x_adv):
+        seen.append((middle_importances(net), student.head.drop.p))
+        return torch.nn.functional.cross_entropy(student(batch.x), batch.y)
+
+    stages = [
+        Stage("teacher", 1, record),
+        Stage("students", 1, record, ("expand_ratio",), sort_channels=("expand_ratio",), drop_rate=0.3),
+    ]
+    Trainer(net, source, source.x, SETTINGS).run(stages)
+    falls = [[bool((v[:-1] >= v[1:] - 1e-6 * v.max()).all()) for v in values] for values, _ in seen]
+    assert len(seen) == 6 and not any(falls[2]) and all(falls[3])  # three steps an epoch
+    assert [rate for _, rate in seen] == [0, 0, 0, 0.3, 0.3, 0.3]
+    assert net.head.drop.p == 0
+
+
 def test_a_network_that_is_no_supernet_trains_alone(source):
     net = supernet().extract(supernet().space.smallest)
     before = net.head.fc.weight.detach().clone()
@@ -219,19 +244,42 @@ def test_the_stated_cost_is_of_all_that_is_trained_on_all_processes(source, monk
     assert [name for name, _ in alone.stages] == ["teacher (helper)", "teacher"]
     trainer.run(stages)
     assert alone.macs == pytest.approx(trainer.ledger.total.macs)
+    # the helper, twice for perturbed weights: forward and to the weights; two epochs of HAT: clean logits, PGD-2 and,
+    # twice again, three such passes and the helper's one
+    passes = 2 * 3 + 2 * (1 + 2 * 2 + 2 * (3 * 3 + 1))
+    assert alone.macs == pytest.approx(45 * passes * net.cost(net.space.largest, 8).macs)
+    # the second is one of a TRADES step with PGD-2 (1 + 2 x 2 + 2 x 3 passes) on 16 images and one random student
+    assert alone.seconds == pytest.approx(alone.macs / (16 * 11 * net.cost(net.space.sample(0), 8).macs))
     monkeypatch.setattr("proard_nas.distributed.world_size", lambda: 2)
     _, together = plan_training(trainer, stages, "float32")
     assert together.macs == alone.macs and together.seconds == pytest.approx(alone.seconds / 2)
 
 
-def test_the_fastest_precision_is_kept_and_a_hopeless_one_tried_once():
-    import time
+def test_auto_tries_both_number_formats_in_both_layouts(source, monkeypatch):
+    tried = []
 
+    def fastest(step, wanted):
+        tried.extend(wanted)
+        return wanted[2], dict.fromkeys(map(str, wanted), 1.0)
+
+    monkeypatch.setattr("proard_nas.training.planning.fastest", fastest)
+    trainer = Trainer(supernet(), source, source.x, SETTINGS)
+    choice, _ = plan_training(trainer, [Stage("teacher", 1, "natural")], "auto")
+    pairs = [("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True)]
+    assert tried == [Precision(*pair) for pair in pairs] and choice == tried[2]
+
+
+def test_the_fastest_precision_is_kept_and_a_hopeless_one_tried_once(monkeypatch):
     calls = []
 
     def step(precision):
         calls.append(precision)
-        time.sleep({False: 0.02, True: 0.005}[precision.channels_last] * (10 if precision.dtype == "bfloat16" else 1))
+
+    def timed(step, precision):
+        step(precision)
+        return {False: 0.02, True: 0.005}[precision.channels_last] * (10 if precision.dtype == "bfloat16" else 1)
+
+    monkeypatch.setattr("proard_nas.training.precision._time", timed)
 
     choice, seconds = fastest(step)
     assert choice == Precision("float32", channels_last=True)
