@@ -6,6 +6,7 @@ import math
 
 import pytest
 import timm
+import torch
 from torch import nn
 
 from proard_nas.training import Stage, TrainSettings, make_schedule
@@ -65,3 +66,20 @@ def test_a_stage_within_a_cosine_has_no_warm_up() -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown anneal 'all'; allowed: 'stage', 'whole'"):
         make_schedule("paper", SPACE, anneal="all")
+
+
+def test_a_step_is_that_of_nesterovs_momentum_with_the_stages_own_weight_decay() -> None:
+    gradients = torch.tensor([[1.0, -2.0], [0.5, 4.0], [-3.0, 0.25]])
+    stage = Stage("teacher", 1, "trades", lr=0.1, nesterov=True, weight_decay=1e-3)
+    net = nn.Linear(2, 1, bias=False)
+    optimizer, set_lr = make_optimizer(net, stage, TrainSettings(momentum=0.7, weight_decay=0.5), 3, 1.0)
+    p, b = net.weight.detach().clone()[0], torch.zeros(2)
+    for update, gradient in enumerate(gradients):
+        net.weight.grad = gradient[None].clone()
+        set_lr(update)
+        optimizer.step()
+        lr = 0.1 * (1 + math.cos(math.pi * update / 3)) / 2
+        g = gradient + 1e-3 * p
+        b = 0.7 * b + g
+        p = p - lr * (g + 0.7 * b)
+        torch.testing.assert_close(net.weight.detach()[0], p)
