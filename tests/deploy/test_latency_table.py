@@ -208,7 +208,8 @@ def test_figures_are_those_of_their_definitions(net):
     archs = net.space.sample_distinct(6, seed=0)
     measured = np.array([1.0, 2.0, 2.0, 4.0, 5.0, 8.0])
     predicted = np.array([1.1, 1.8, 2.0, 5.0, 4.0, 8.0])
-    times = np.stack([measured, measured * 9, measured, measured / 9, measured])
+    even = np.array([2.0, 1.0, 2.0, 4.0, 5.0, 8.0])  # the first two change places in the even rounds
+    times = np.stack([measured, even * 9, measured, even / 9, measured])
     found = compare(archs, predicted, times)
     errors = [0.1, -0.1, 0.0, 0.25, -0.2, 0.0]
     assert found["mape"] == pytest.approx(np.mean(np.abs(errors)))
@@ -218,6 +219,12 @@ def test_figures_are_those_of_their_definitions(net):
     agreement = sum(np.sign(measured[j] - measured[i]) * np.sign(predicted[j] - predicted[i]) for i, j in pairs)
     untied = sum(measured[i] != measured[j] for i, j in pairs)  # tau-b: ties on one side
     assert found["kendall_tau"] == pytest.approx(agreement / np.sqrt(untied * len(pairs)))
+    # Odd rounds give the measured times, even ones (9 + 1/9) / 2 = 41/9 of theirs. Of the 15 pairs one is tied on one
+    # side, one on the other, one is turned round and 12 agree.
+    ratios = np.array([9 / 82, 18 / 41, 9 / 41, 9 / 41, 9 / 41, 9 / 41])
+    assert found["repeatability_mape"] == pytest.approx(np.mean(1 - ratios))
+    assert found["repeatability_tau"] == pytest.approx((12 - 1) / 14)
+    assert found["rounds"] == 5
 
 
 def test_evaluate_measures_students_that_were_not_fitted_to(net, table):
