@@ -219,7 +219,13 @@ def test_the_same_random_state_gives_the_same_bits_and_the_same_front(digits):
 def test_datasets_and_labels_of_any_type_are_taken(digits):
     x_train, x_test, y_train, y_test = head(digits)
     names = np.array([f"digit {i}" for i in range(10)])
-    settings = {**SMALL, "schedule": [Stage("teacher", 2, "trades", lr=0.1)], "epochs": None, "n_labels": 12}
+    settings = {
+        **SMALL,
+        "schedule": [Stage("teacher", 2, "trades", lr=0.1)],
+        "epochs": None,
+        "lr": None,
+        "n_labels": 12,
+    }
     est = ProARDEstimator(**settings).fit(x_train, names[y_train])
     assert est.classes_.tolist() == sorted(names)
     assert set(est.predict(x_test)) <= set(names)
@@ -238,7 +244,7 @@ class Stream(IterableDataset):
 
 def test_data_that_cannot_be_split_trains_with_a_val_loader(digits):
     x_train, x_test, y_train, y_test = head(digits)
-    settings = {**SMALL, "schedule": [Stage("teacher", 1, "trades")], "epochs": None, "n_labels": 12}
+    settings = {**SMALL, "schedule": [Stage("teacher", 1, "trades")], "epochs": None, "lr": None, "n_labels": 12}
     loader = DataLoader(Stream(x_train, y_train), 64)
     with pytest.raises(ValueError, match="val_loader"):
         ProARDEstimator(**settings).fit(loader)
@@ -268,7 +274,7 @@ def test_callbacks_see_every_epoch_and_can_end_training(digits):
             return len(self.epochs) == 2
 
     watch = Watch()
-    settings = {**SMALL, "schedule": [Stage("teacher", 5, "trades")], "epochs": None, "n_labels": 12}
+    settings = {**SMALL, "schedule": [Stage("teacher", 5, "trades")], "epochs": None, "lr": None, "n_labels": 12}
     est = ProARDEstimator(**settings).set_callbacks(watch).fit(x_train, y_train)
     assert watch.epochs == [0, 1]
     assert len(est.history_) == 2

@@ -244,7 +244,12 @@ def test_a_description_of_constants_without_sets_is_as_it_was():
 
 
 def test_numpys_numbers_are_as_good_as_pythons(digits, tmp_path):
-    short = {**SMALL, "epochs": None, "schedule": [Stage("teacher", np.int64(1), "natural", lr=np.float32(0.25))]}
+    short = {
+        **SMALL,
+        "epochs": None,
+        "lr": None,
+        "schedule": [Stage("teacher", np.int64(1), "natural", lr=np.float32(0.25))],
+    }
     ProARDEstimator(**short).fit(*digits, checkpoint_dir=tmp_path / "run")
     plain = {"schedule": [Stage("teacher", 1, "natural", lr=0.25)], "batch_size": np.int64(64), "eps": np.float64(0.1)}
     est = ProARDEstimator(**{**short, **plain}).fit(*digits, checkpoint_dir=tmp_path / "run")
@@ -281,7 +286,7 @@ def test_a_folder_too_old_to_know_of_labels_is_gone_on_with(digits, run, monkeyp
 
 def test_a_loader_of_other_batches_is_refused(digits, tmp_path):
     x, y = (torch.as_tensor(part) for part in digits)
-    settings = {**SMALL, "epochs": None, "schedule": [Stage("teacher", 1, "natural", lr=0.1)]}
+    settings = {**SMALL, "epochs": None, "lr": None, "schedule": [Stage("teacher", 1, "natural", lr=0.1)]}
 
     def fit(size):
         batches = [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
@@ -294,7 +299,7 @@ def test_a_loader_of_other_batches_is_refused(digits, tmp_path):
 
 def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(digits, tmp_path):
     short = [Stage("teacher", 1, "natural", lr=0.1)]
-    settings = {**SMALL, "random_state": None, "epochs": None, "schedule": short}
+    settings = {**SMALL, "random_state": None, "epochs": None, "lr": None, "schedule": short}
     first = ProARDEstimator(**settings).fit(*digits, checkpoint_dir=tmp_path / "run")
     second = ProARDEstimator(**settings).fit(*digits, checkpoint_dir=tmp_path / "run")
     assert first.seed_ == second.seed_
@@ -367,9 +372,12 @@ def test_without_tensorboard_its_folder_is_refused_before_training(digits, monke
 
 
 def test_single_step_training_is_watched_each_epoch(digits):
-    short = {"epochs": None, "schedule": [Stage("teacher", 2, "sat", lr=0.1)]}
-    est = ProARDEstimator(**{**SMALL, **short, "attack": "n-fgsm"}).fit(*digits)
+    short = {"epochs": None, "lr": None, "schedule": [Stage("teacher", 2, "sat", lr=0.1)]}
+    est = ProARDEstimator(**{**SMALL, **short, "attack": "n-fgsm", "attack_steps": 10}).fit(*digits)
     assert len(est.history_) == 2
+    largest = est.supernet_.cost(est.supernet_.space.largest, 8).macs
+    # SAT on 288 images: one step (forward, to images) where PGD-10 takes ten, then forward and to weights
+    assert est.spent_.entries["teacher"].macs == 2 * 288 * largest * (2 + 3)
     assert all("single_step" in record["validation"] for record in est.history_)
 
 
@@ -415,7 +423,10 @@ def test_training_is_watched_on_all_classes_of_sorted_data(digits, monkeypatch):
     assert set(watched[0].source.y.tolist()) == set(range(10)) and watched[0].chance < 0.4
 
 
-@pytest.mark.parametrize("change", [{"teacher_loss": "hat"}, {"schedule": [Stage("teacher", 1, "hat", lr=0.1)]}])
+HELPED = {"schedule": [Stage("teacher", 1, "hat", lr=0.1)], "epochs": None, "lr": None}
+
+
+@pytest.mark.parametrize("change", [{"teacher_loss": "hat"}, HELPED])
 def test_epochs_of_a_helper_are_reported_too(digits, change):
     est = ProARDEstimator(**{**SMALL, **change}).fit(*digits)
     assert "(helper)" in est.history_[0]["stage"]
