@@ -15,24 +15,24 @@ import torch
 from torch import nn
 
 import proard_nas  # noqa: F401  (registers the networks)
-from proard_nas.deploy import _runs, _timing, measure_latency
+from proard_nas.deploy import OnnxNetwork, _runs, _timing, measure_latency
 
 
 class Watched(nn.Module):
-    """Notes how it is called, and takes its time."""
+    """Notes how it is called, and takes its time, by sleeping unless it is told how."""
 
-    def __init__(self, seconds=0.0):
+    def __init__(self, seconds=0.0, sleep=time.sleep):
         super().__init__()
         self.pretrained_cfg = {"input_size": (2, 6, 5)}
         self.weight = nn.Parameter(torch.zeros(1))
         self.inner = nn.Dropout()
-        self.seconds, self.shapes, self.threads, self.modes = seconds, [], [], []
+        self.seconds, self.sleep, self.shapes, self.threads, self.modes = seconds, sleep, [], [], []
 
     def forward(self, x):
         self.shapes.append(tuple(x.shape))
         self.threads.append(torch.get_num_threads())
         self.modes.append((self.training, self.inner.training))
-        time.sleep(self.seconds)
+        self.sleep(self.seconds)
         return x
 
 
@@ -48,10 +48,22 @@ def give_clock(monkeypatch, durations):
     monkeypatch.setitem(_timing.CLOCKS, "wall", lambda: next(ticks))
 
 
-def test_a_network_that_sleeps_takes_that_long():
+class SlowClock:
+    """A clock that goes on only where it is told to, as fast as the machine may be."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setitem(_timing.CLOCKS, "wall", lambda: self.now)
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def test_a_network_that_sleeps_takes_that_long(monkeypatch):
     latency = measure_latency(Watched(0.02), runtime="torch", repeats=5)
     assert 20 <= latency.min_ms <= latency.q25_ms <= latency.median_ms <= latency.q75_ms
-    assert latency.median_ms < 60
+    latency = measure_latency(Watched(0.02, SlowClock(monkeypatch).sleep), runtime="torch", repeats=5)
+    assert (latency.min_ms, latency.median_ms, latency.q75_ms) == pytest.approx((20, 20, 20))
 
 
 def test_the_cpu_clock_leaves_out_the_time_in_which_nothing_was_computed():
@@ -136,6 +148,25 @@ def test_onnx_runtime_computes_what_torch_does(net):
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_onnx_runtime_is_given_the_threads_that_are_asked_for(net, tmp_path, monkeypatch, threads):
+    onnxruntime, given = pytest.importorskip("onnxruntime"), []
+    start = onnxruntime.InferenceSession
+
+    def record(*args, **kwargs):
+        session = start(*args, **kwargs)
+        given.append(session.get_session_options().intra_op_num_threads)
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+    student, path = net.extract(net.space.smallest).eval(), tmp_path / "student.onnx"
+    path.write_bytes(_runs.exported(student, torch.rand(1, 1, 8, 8)))
+    for network in (student, path):
+        assert measure_latency(network, threads=threads, repeats=1).threads == threads
+    OnnxNetwork(path, threads=threads)
+    assert given == [threads] * 3
+
+
 def test_a_file_is_measured_as_it_is(net, tmp_path):
     path = tmp_path / "student.onnx"
     path.write_bytes(_runs.exported(net.extract(net.space.smallest).eval(), torch.rand(2, 1, 8, 8)))
@@ -196,10 +227,11 @@ def test_in_turn_everything_runs_once_timed_and_once_before_in_each_round():
     assert len({tuple(turn) for turn in rounds}) > 1  # not always in the same order
 
 
-def test_each_time_belongs_to_its_run():
-    runs = [lambda: time.sleep(0.01), lambda: None, lambda: time.sleep(0.1)]
-    medians = np.median(_timing.time_in_turn(runs, "wall", rounds=5, warmup=0), axis=0)
-    assert medians[1] < 10 <= medians[0] < 100 <= medians[2]
+def test_each_time_belongs_to_its_run(monkeypatch):
+    clock = SlowClock(monkeypatch)
+    runs = [lambda seconds=seconds: clock.sleep(seconds) for seconds in (0.01, 0, 0.1)]
+    times = _timing.time_in_turn(runs, "wall", rounds=5, warmup=0)
+    np.testing.assert_allclose(times, [[10, 0, 100]] * 5, atol=1e-9)
 
 
 def _work(node, shapes):
