@@ -9,8 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torchattacks
 from onnx.numpy_helper import to_array
 
+from proard_nas._random import derive_seed
+from proard_nas.attacks import WorstCasePGD
 from proard_nas.data import ArraySource
 from proard_nas.deploy import onnx_metadata, quantization_report, quantize_onnx
 from proard_nas.deploy import quantization as quantization_module
@@ -178,6 +181,21 @@ def test_transferred_pgd_is_at_least_as_strong_on_the_float_file_as_pgd_on_the_s
     assert 0 < report.float32.pgd.accuracy <= white_box.accuracy < 1
     assert report.float32.pgd.accuracy > white_box.accuracy - 0.1
     assert abs(report.int8.pgd.accuracy - report.float32.pgd.accuracy) < 0.3
+
+
+def test_transferred_pgd_counts_what_survives_clean_worst_case_and_last_iterates(student, files, source, report):
+    attacks = [kind(student, EPS, EPS / 4, 20) for kind in (WorstCasePGD, torchattacks.PGD)]
+    survived, worst_case_alone = np.zeros(2, int), np.zeros(2, int)
+    for index, (x, y) in enumerate(source.batches(20)):
+        images = [x]
+        for attack in attacks:
+            torch.manual_seed(derive_seed(0, "evaluate", index))
+            images.append(attack(x, y).detach())
+        right = np.array([[(run(path, each).argmax(1) == y).tolist() for each in images] for path in files])
+        survived += right.all(1).sum(1)
+        worst_case_alone += right[:, :2].all(1).sum(1)
+    assert [report.float32.pgd.accuracy * 48, report.int8.pgd.accuracy * 48] == pytest.approx(survived.tolist())
+    assert (survived < worst_case_alone).any()  # so that each of the two attacks counts
 
 
 def test_square_attacks_the_file_itself(report, student, source):
