@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import signal
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -58,6 +61,18 @@ def stored(storage):
     """Return the study's trials as another reader sees them."""
     opened = studies._storage(storage)
     return optuna.load_study(storage=opened, study_name="s").get_trials(deepcopy=False)
+
+
+def written(storage):
+    """Return how many trials there are, without opening the study, which mends what another is still writing."""
+    if not storage.startswith("sqlite"):
+        path = Path(storage)
+        return path.read_bytes().count(b'"op_code":4') if path.exists() else 0
+    with contextlib.closing(sqlite3.connect(storage.removeprefix("sqlite:///"))) as database:
+        try:
+            return database.execute("SELECT COUNT(*) FROM trials").fetchone()[0]
+        except sqlite3.OperationalError:  # not there yet, or locked
+            return 0
 
 
 def go_on(storage, function=predict):
@@ -143,21 +158,29 @@ def test_a_lock_that_was_left_behind_is_removed_also_for_a_relative_path(tmp_pat
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_killed_at_random_moments(storage, whole, monkeypatch):
+    """Each time soon after a drawn number of new trials was written, one every few milliseconds."""
     monkeypatch.setattr(studies, "LOCK_SECONDS", 3)
+    add = optuna.Study.add_trial
+    monkeypatch.setattr(optuna.Study, "add_trial", lambda study, trial: (add(study, trial), time.sleep(0.005)))
     rng = np.random.default_rng(0)
     killed, before = 0, 0
     while True:
-        pid = os.fork()
+        wanted = before + int(rng.integers(1, 9)) if killed < 5 else math.inf
+        pid, status = os.fork(), None
         if pid == 0:
             try:
                 go_on(storage)
                 os._exit(0)
             finally:
                 os._exit(1)
-        time.sleep(rng.uniform(0.05, 0.8) if killed < 5 else 0)
-        if killed < 5:
+        while status is None and written(storage) < wanted:
+            time.sleep(0.001)
+            ended, found = os.waitpid(pid, os.WNOHANG)
+            status = found if ended else None
+        if status is None:
+            time.sleep(rng.uniform(0, 0.01))
             os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
+            status = os.waitpid(pid, 0)[1]
         if not os.WIFSIGNALED(status):
             assert os.waitstatus_to_exitcode(status) == 0
             break
@@ -166,6 +189,7 @@ def test_killed_at_random_moments(storage, whole, monkeypatch):
             after = len(stored(storage))
             assert after >= before
             before = after
+    assert killed >= 3
     trials = stored(storage)[: POPULATION * GENERATIONS]
     front = {tuple(t.values) for t in trials if t.constraints["max_flops"] <= 0}
     best = {v for v in front if not any(w != v and w[0] >= v[0] and w[1] >= v[1] for w in front)}
