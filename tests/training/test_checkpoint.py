@@ -33,6 +33,7 @@ while True:
     value = torch.full((50, 1000), float(counter))
     store.save({"a": value, "b": value.double(), "n": torch.tensor(counter)}, {"counter": counter, "pad": [0] * 5000},
                good=counter % 5 == 0)
+    print(counter, flush=True)
 """
 
 
@@ -318,7 +319,10 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_and_never_goes_back(tmp_
     for _ in range(15):
         with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "run")], stdout=subprocess.PIPE) as writer:
             assert writer.stdout.readline() == b"ready\n"
-            time.sleep(rng.uniform(0.0, 0.2))
+            for _ in range(rng.randint(0, 4)):
+                counter += 1
+                assert int(writer.stdout.readline()) == counter
+            time.sleep(rng.uniform(0.0, 0.05))
             writer.kill()
         counter = check_after_kill(tmp_path / "run", counter, caplog)
     assert counter > 15

@@ -33,7 +33,7 @@ from proard_nas.training import AttackBudget, CheckpointStore, Passes, Stage, Tr
 from proard_nas.training.monitor import measure
 from proard_nas.training.sync_norm import synced_batch_norm
 
-DEADLINE = 120  # seconds for both processes, of which they need some fifteen
+DEADLINE = 500  # seconds for both processes, of which they need some fifteen on a machine that is idle
 SETTINGS = TrainSettings(
     batch_size=15, budget=AttackBudget(0.05, 0.02, 2), progress=False, sync_batch_norm=True, checkpoint_seconds=0
 )
