@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -429,7 +430,11 @@ def test_a_damaged_good_checkpoint_does_not_keep_whole_newer_ones_from_going_on(
     validation = Validation(source, AttackSettings("pgd", 0.1, 0.05, 1), every=3)
 
     def trainer(last=None):
-        options = {"on_epoch": lambda record: record["epoch"] == last, "store": CheckpointStore(tmp_path / "run", {})}
+        def interrupt(record):
+            if record["epoch"] == last:
+                signal.raise_signal(signal.SIGTERM)
+
+        options = {"on_epoch": interrupt, "store": CheckpointStore(tmp_path / "run", {})}
         settings = TrainSettings(**SETTINGS, checkpoint_seconds=0)
         return Trainer(supernet(), source, source.x, settings, validation=validation, **options)
 
