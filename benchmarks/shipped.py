@@ -200,8 +200,8 @@ def write_cards(
         students.append({"student": row["student"], **cost, **figures})
     n_before = len(measured_before(job))
     measurement = job.measurement + (
-        f" Students of {n_before} earlier training{'s' * (n_before > 1)}, from which this one went on, were measured on "
-        "them before." * bool(n_before)
+        f" Students of {n_before} earlier training{'s' * (n_before > 1)}, from which this one went on, were measured "
+        "on them before." * bool(n_before)
     )
     estimator.supernet_.metadata |= {"students": students, "measurement": measurement}
     estimator.save(job.packed, dtype="float16")
