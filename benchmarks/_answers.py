@@ -8,8 +8,8 @@ from typing import Any
 import _robustness
 import _study
 from _alone import DEVICES
-from _page import METRICS, NAMES, Page, mark, points, shown
-from _shipped_section import PARTS, not_attacked_yet, not_trained_yet, shipped_minus_others
+from _page import METRICS, NAMES, Page, between, mark, points, shown
+from _shipped_section import PARTS, minus_cells, not_attacked_yet, not_trained_yet, shipped_minus_others
 
 
 def in_short(page: Page) -> None:
@@ -119,21 +119,16 @@ def packaged(page: Page, found: dict[str, Any]) -> None:
     by_kind: dict[str, list[float]] = {}
     for _, how, changes in rows:
         by_kind.setdefault(how, []).append(100 * changes["pgd20"])
-    words = "; ".join(f"minus one {how}, {signed(changes)} points" for how, changes in by_kind.items())
+    words = "; ".join(f"minus one {how}, {between(changes, '+.1f')} points" for how, changes in by_kind.items())
     page.add(
         "**Is a student of the supernet that comes with the package as good as the same network trained alone**, for "
         f"as long as the supernet or for 1/{DEVICES} of its time, or as itself when tuned for so long? Under PGD-20, "
         f"the supernet's {words}. One training of each; AutoAttack on {found['budget']['n_auto']} images; in points:"
     )
     page.table(
-        [[student, how, *(f"{100 * changes[m]:+.1f}" for m in METRICS)] for student, how, changes in rows],
+        [minus_cells(*row) for row in rows],
         ["student", "minus", *(NAMES[m] for m in METRICS)],
     )
-
-
-def signed(values: Sequence[float]) -> str:
-    ends = list(dict.fromkeys(f"{value:+.1f}" for value in (min(values), max(values))))
-    return " to ".join(ends)
 
 
 # -- what it saves ----------------------------------------------------------------------------------

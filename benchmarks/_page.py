@@ -108,9 +108,9 @@ def of_seeds(n: int) -> str:
     return "One seed" if n == 1 else f"Mean ± standard deviation over {n} seeds"
 
 
-def between(values: Sequence[float], digits: int = 1) -> str:
+def between(values: Sequence[float], form: str = ".1f") -> str:
     """Return the least and the largest of some values, or the only one."""
-    ends = list(dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values))))
+    ends = list(dict.fromkeys(format(value, form) for value in (min(values), max(values))))
     return " to ".join(ends)
 
 

@@ -34,10 +34,7 @@ def shipped(page: Page) -> None:
                 "The supernet's students minus the same networks otherwise trained, in points, one training of each. "
                 + how_alone(found)
             )
-            page.table(
-                [[student, how, *(f"{100 * changes[m]:+.1f}" for m in METRICS)] for student, how, changes in others],
-                ["student", "minus", *titles],
-            )
+            page.table([minus_cells(*row) for row in others], ["student", "minus", *titles])
         page.source(name, record)
 
 
@@ -98,8 +95,8 @@ def measured_before(found: dict[str, Any]) -> str:
 
 def how_alone(found: dict[str, Any]) -> str:
     """Say how the networks alone were trained."""
-    row = next(row for row in found["alone"])
-    losses = " and ".join(dict.fromkeys(stage["loss"].upper() for row in found["alone"] for stage in row["stages"]))
+    row = found["alone"][0]
+    losses = " and ".join(dict.fromkeys(stage["loss"].upper() for one in found["alone"] for stage in one["stages"]))
     return (
         f"Alone and tuned: same images, inner attack and batch size, {losses} alone. The whole time is that of "
         f"{row['largest_epochs'] / row['part']:.0f} epochs of the largest student, in {RUNS} runs with a cosine each; "
@@ -132,6 +129,11 @@ def bars(found: dict[str, Any]) -> Iterator[str]:
 
 def cells(row: dict[str, Any]) -> list[str]:
     return [row["student"], *(percent(row[m]) for m in METRICS)]
+
+
+def minus_cells(student: str, how: str, changes: dict[str, float]) -> list[str]:
+    """Return a line of `shipped_minus_others` as cells, in points."""
+    return [student, how, *(f"{100 * changes[m]:+.1f}" for m in METRICS)]
 
 
 def attacked(found: dict[str, Any]) -> dict[str, float]:

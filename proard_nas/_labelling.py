@@ -18,6 +18,7 @@ from ._numbers import whole_number
 from ._random import derive_seed
 from .data import ArraySource, Source
 from .evaluation import Label, Labels, label_students
+from .evaluation.labels import record_parts
 from .evaluation.population import IMAGES, images_checksum, label_student
 from .supernets import Architecture, Supernet
 from .training import labelling_macs
@@ -166,9 +167,7 @@ def _seconds_on_record(record: File, architectures: Sequence[Architecture]) -> f
     """Return how long the students took that a record holds already, by one process after another."""
     if record is None:
         return 0.0
-    path = Path(record)
-    parts = [path, *path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")]
-    labels = [label for part in parts if part.is_file() for label in Labels.load(part).students]
+    labels = [label for part in record_parts(Path(record)) for label in Labels.load(part).students]
     seconds = {label.architecture: label.seconds for label in labels}
     return sum(seconds.get(arch, 0.0) for arch in architectures)
 

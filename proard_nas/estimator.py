@@ -359,9 +359,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
 
     def _attack(self, name: str, eps: float | None = None, steps: int | None = None) -> AttackSettings:
         steps = self.eval_steps if steps is None and name in ITERATED else steps
-        if eps is None:
-            return AttackSettings(name, self.eps, self.step_size, steps)
-        return AttackSettings(name, eps, self.step_size * (finite_number("eps", eps) / self.eps), steps)
+        eps = self.eps if eps is None else finite_number("eps", eps)
+        return AttackSettings(name, eps, self.step_size * (eps / self.eps), steps)
 
     # -- students -----------------------------------------------------------------------------
 

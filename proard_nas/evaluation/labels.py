@@ -140,7 +140,7 @@ class Record:
         if path is None or self._file is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        for part in _parts(path):  # this process's own among them: a file of others is refused before it is cut
+        for part in record_parts(path):  # this process's own among them: a file of others is refused before it is cut
             found, labels = read_record(part)
             if found:  # another process may be about to write its first line
                 _check_settings(part, {**defaults, **found}, json.loads(json.dumps(settings)))
@@ -166,8 +166,10 @@ def _part(path: Path, rank: int, size: int) -> Path:
     return path if size == 1 else path.with_name(f"{path.stem}-{rank}-of-{size}{path.suffix}")
 
 
-def _parts(path: Path) -> list[Path]:
-    """Return the files that any number of processes may have left for a record."""
+def record_parts(path: Path) -> list[Path]:
+    """Return the files that any number of processes may have left for a record; none where there is no folder."""
+    if not path.parent.is_dir():
+        return []
     name = re.compile(rf"{re.escape(path.stem)}(-\d+-of-\d+)?{re.escape(path.suffix)}")
     return sorted(file for file in path.parent.iterdir() if name.fullmatch(file.name))
 
