@@ -25,7 +25,7 @@ from proard_nas.data import ArraySource
 from proard_nas.evaluation import calibrate
 from proard_nas.evaluation.accuracy import evaluate_all
 from proard_nas.evaluation.population import label_student
-from proard_nas.supernets.network import Normalize
+from proard_nas.supernets.modules import Normalize
 from proard_nas.training import monitor
 from proard_nas.training.step import StepRunner
 

@@ -42,6 +42,7 @@ class AutoAttack(Attack):  # type: ignore[misc]
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return adversarial images; the clean ones where no attack succeeds."""
+        images = images.contiguous()  # FAB's views of an image's pixels are of this layout
         n_classes = count_classes(self.model, images)
         whole = torchattacks.AutoAttack(self.model, eps=self.eps, n_classes=n_classes, seed=self.seed)
         parts = whole._autoattack
@@ -81,6 +82,7 @@ class ReferenceAutoAttack(Attack):  # type: ignore[misc]
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return adversarial images; the clean ones where no attack succeeds."""
+        images = images.contiguous()
         n_classes = count_classes(self.model, images)
         attack = reference_module().AutoAttack(
             self.model, norm="Linf", eps=self.eps, seed=self.seed, device=images.device, version="standard"
@@ -140,15 +142,28 @@ def within(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Let no gradient of a parameter be computed inside: FAB would add to them."""
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Let no gradient of a parameter be computed inside: FAB would add to them.
+
+    A live student's slices are no leaves, whose flag could be changed: their detached form takes their place.
+    """
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
+    slices: list[tuple[Any, str, Tensor]] = [
+        (module._parameters, name, value)
+        for module in model.modules()
+        for name, value in module._parameters.items()
+        if value is not None and not value.is_leaf
+    ]
     try:
         for parameter in learned:
             parameter.requires_grad_(False)
+        for own, name, value in slices:
+            own[name] = value.detach()
         yield
     finally:
         for parameter in learned:
             parameter.requires_grad_(True)
+        for own, name, value in slices:
+            own[name] = value
 
 
 @contextlib.contextmanager

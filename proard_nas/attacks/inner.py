@@ -76,7 +76,7 @@ class InnerAttack(PGD):  # type: ignore[misc]
         images = images.detach()
         reach = self.eps if self.project else float("inf")
         low, high = (images - reach).clamp(min=0), (images + reach).clamp(max=1)
-        adversarial = images if self.start is None else (images + self.start).clamp(low, high)
+        adversarial = images if self.start is None else (images + self.start).to(images.dtype).clamp(low, high)
         for _ in range(self.steps):
             adversarial = adversarial.detach().requires_grad_()
             value = self.objective(adversarial, self.get_logits(adversarial), labels)

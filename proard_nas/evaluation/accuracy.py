@@ -36,6 +36,7 @@ Number = TypeVar("Number", int, float)
 NATURAL = "natural"
 COUNTED = (*ITERATED, "square")
 REFERENCE = "autoattack-reference"
+NO_IMAGE = "there is no image to measure on; allowed: at least one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +70,11 @@ class AttackSettings:
 
     def __post_init__(self) -> None:
         check_name("attack", self.name, (NATURAL, *ATTACKS))
-        object.__setattr__(self, "steps", attack_steps(self.name, self.steps))
-        check_budget(self.eps, self.step_size, attack_steps(self.name, self.steps))
+        steps = attack_steps(self.name, self.steps)
+        check_budget(self.eps, self.step_size, steps)
+        numbers = {"eps": float(self.eps), "step_size": float(self.step_size), "steps": int(steps)}
+        for name, value in numbers.items():  # Python's own, since JSON takes no other
+            object.__setattr__(self, name, value)
 
     @property
     def title(self) -> str:
@@ -218,7 +222,7 @@ def evaluate_all(
             alive = kept if worst_case else right
             seconds[place] += time.perf_counter() - start
     if total == 0:
-        raise ValueError("there is no image to measure on; allowed: at least one")
+        raise ValueError(NO_IMAGE)
     groups = [wanted[: place + 1] if worst_case else [wanted[place]] for place in range(len(wanted))]
     spent = [sum(seconds[: place + 1]) if worst_case else seconds[place] for place in range(len(wanted))]
     return [
@@ -229,7 +233,7 @@ def evaluate_all(
             eps=_shared([one.eps for one in group if one.name != NATURAL]),
             step_size=_shared([one.step_size if one.name in ITERATED else None for one in group]),
             steps=_shared([one.steps if one.name in COUNTED else None for one in group]),
-            seed=seed,
+            seed=int(seed),
             seconds=natural_seconds + duration,
             versions=versions(*(["pyautoattack"] if any(one.name == REFERENCE for one in group) else [])),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -12,8 +13,9 @@ from proard_nas import distributed
 from proard_nas._errors import check_name
 from proard_nas._numbers import whole_number
 from proard_nas._random import derive_seed
-from proard_nas.attacks import AttackBudget, Noise, inner_attack
-from proard_nas.data.checks import check_pixels
+from proard_nas.attacks import AttackBudget, Noise, attack_mode, inner_attack
+from proard_nas.attacks.autoattack import count_classes
+from proard_nas.data.checks import check_label_form, check_label_range, check_pixels
 from proard_nas.supernets import Supernet, statistics_of
 from proard_nas.supernets.supernet import has_seen_images, load_statistics, share_statistics
 
@@ -85,7 +87,7 @@ def calibrate(
         missing or do not fit.
     """
     whole_number("batch_size", batch_size, 1)
-    _check(images, kind, labels, batch_size)
+    _check(images, kind, batch_size)
     if isinstance(network, Supernet) and network.active != network.space.largest:
         student = network.student(network.active)
         calibrate(student, images, batch_size, kind=kind, labels=labels, budget=budget, seed=seed, reduce=reduce)
@@ -93,14 +95,16 @@ def calibrate(
         return network
     mine = slice(distributed.rank(), None, distributed.world_size()) if reduce else slice(None)
     chunks = even_chunks(images, batch_size)[mine]
-    _compute_statistics(network, chunks, reduce)
-    if kind != "clean" and labels is not None:
-        seeds = [derive_seed(seed, "calibrate", i) for i in range(-(-len(images) // batch_size))][mine]
-        budget = budget or AttackBudget(batch_norm="running")
-        targets = even_chunks(labels, batch_size)[mine]
-        every = 2 if kind == "mixed" else 1
-        attacked = [_attack(network, *part, budget, every) for part in zip(chunks, targets, seeds, strict=True)]
-        _compute_statistics(network, attacked, reduce)
+    classes = None if kind == "clean" else _checked_labels(network, images, kind, labels)
+    with _kept_on_error(network):
+        _compute_statistics(network, chunks, reduce)
+        if classes is not None:
+            seeds = [derive_seed(seed, "calibrate", i) for i in range(-(-len(images) // batch_size))][mine]
+            budget = budget or AttackBudget(batch_norm="running")
+            targets = even_chunks(classes, batch_size)[mine]
+            every = 2 if kind == "mixed" else 1
+            attacked = [_attack(network, *part, budget, every) for part in zip(chunks, targets, seeds, strict=True)]
+            _compute_statistics(network, attacked, reduce)
     return network
 
 
@@ -118,19 +122,26 @@ def check_images(images: Tensor) -> None:
     check_pixels(images, "the batch to calibrate on")
 
 
-def _check(images: Tensor, kind: str, labels: Tensor | None, batch_size: int) -> None:
+def _check(images: Tensor, kind: str, batch_size: int) -> None:
     check_images(images)
-    if check_name("calibration", kind, KINDS) == "clean":
-        return
-    if labels is None:
-        raise ValueError(f"calibration kind={kind!r} attacks the images and needs their classes: give labels=...")
-    if tuple(labels.shape) != (len(images),):
-        raise ValueError(f"labels has shape {tuple(labels.shape)}; allowed: ({len(images)},), one for each image")
+    check_name("calibration", kind, KINDS)
     if kind == "mixed" and min(len(chunk) for chunk in even_chunks(images, batch_size)) < 2:
         raise ValueError(
             "calibration kind='mixed' needs two images or more in each batch, one clean and one adversarial; "
             f"{len(images)} images with batch_size={batch_size} give batches of one"
         )
+
+
+def _checked_labels(network: nn.Module, images: Tensor, kind: str, labels: Tensor | None) -> Tensor:
+    """Return the classes that an attack needs, as int64; raise ValueError unless they fit images and network."""
+    if labels is None:
+        raise ValueError(f"calibration kind={kind!r} attacks the images and needs their classes: give labels=...")
+    labels = torch.as_tensor(labels)
+    check_label_form(labels, len(images), "the calibration")
+    with attack_mode(network):
+        n_classes = count_classes(network, images[:1].to(next(network.parameters()).device))
+    check_label_range(labels, n_classes, "the calibration")
+    return labels.long()
 
 
 def _attack(network: nn.Module, x: Tensor, y: Tensor, seed: int, budget: AttackBudget, every: int) -> Tensor:
@@ -143,16 +154,23 @@ def _attack(network: nn.Module, x: Tensor, y: Tensor, seed: int, budget: AttackB
     return result
 
 
-def _compute_statistics(network: nn.Module, chunks: Sequence[Tensor], reduce: bool) -> None:
-    """Replace a network's statistics by the average over batches; over all processes' batches if asked.
+@contextlib.contextmanager
+def _kept_on_error(network: nn.Module) -> Iterator[None]:
+    """Give a network back the statistics that it had if what is done inside fails."""
+    before = {name: statistic.clone() for name, statistic in statistics_of(network).items()}
+    try:
+        yield
+    except BaseException:
+        load_statistics(network, before)
+        raise
 
-    Where that fails, on images that do not fit the network, it keeps those it had.
-    """
+
+def _compute_statistics(network: nn.Module, chunks: Sequence[Tensor], reduce: bool) -> None:
+    """Replace a network's statistics by the average over batches; over all processes' batches if asked."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     modes = [(module, module.training) for module in network.modules()]
     momenta = [norm.momentum for norm in norms]
     device = next(network.parameters()).device
-    before = {name: statistic.clone() for name, statistic in statistics_of(network).items()}
     try:
         network.eval()
         for norm in norms:
@@ -164,9 +182,6 @@ def _compute_statistics(network: nn.Module, chunks: Sequence[Tensor], reduce: bo
                 network(batch.to(device))
             if reduce:
                 _average(norms, len(chunks))
-    except BaseException:
-        load_statistics(network, before)
-        raise
     finally:
         for module, mode in modes:
             module.training = mode

@@ -117,7 +117,8 @@ class Record:
     """The labels known so far, and the file that gets a line for each new one.
 
     Each process of a distributed run has a file of its own, named after its rank, and reads those of all, also what
-    another number of processes has left: a run goes on with more or fewer of them.
+    another number of processes has left: a run goes on with more or fewer of them. A file of other settings that holds
+    no label, as a call leaves that fails before the first one, is begun anew.
 
     Parameters
     ----------
@@ -140,10 +141,13 @@ class Record:
         if path is None or self._file is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        wanted = json.loads(json.dumps(settings))
         for part in record_parts(path):  # this process's own among them: a file of others is refused before it is cut
             found, labels = read_record(part)
-            if found:  # another process may be about to write its first line
-                _check_settings(part, {**defaults, **found}, json.loads(json.dumps(settings)))
+            if labels:
+                _check_settings(part, {**defaults, **found}, wanted)
+            elif part == self._file and found != wanted:
+                os.truncate(part, 0)
             self.labels.update({label.architecture: label for label in labels})
         if not _cut_torn_line(self._file):
             append_line(self._file, {"settings": settings})

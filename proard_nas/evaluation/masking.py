@@ -18,7 +18,7 @@ from proard_nas.attacks.objectives import is_right
 from proard_nas.data import Source, check_source
 from proard_nas.supernets import StudentNet
 
-from .accuracy import AttackSettings, attack_or_default, labelled_logits, predict_logits
+from .accuracy import NO_IMAGE, AttackSettings, attack_or_default, labelled_logits, predict_logits
 from .calibration import require_calibrated
 
 logger = logging.getLogger(__name__)
@@ -130,8 +130,8 @@ def check_gradient_masking(
     TypeError
         If the source is none.
     ValueError
-        If ``n_images`` or ``queries`` is not positive, the tolerance not in [0, 1), the attack unknown, pixels lie
-        outside [0, 1], or a label is one that the network has no logit for.
+        If ``n_images`` or ``queries`` is not positive, the tolerance not in [0, 1), the attack unknown, there is no
+        image, pixels lie outside [0, 1], or a label is one that the network has no logit for.
     """
     if n_images < 1 or queries < 1 or not 0 <= tolerance < 1:
         raise ValueError(
@@ -140,6 +140,9 @@ def check_gradient_masking(
     if isinstance(network, StudentNet):
         require_calibrated(network)
     check_source(source)
+    if len(source) == 0:
+        raise ValueError(NO_IMAGE)
+    given = {"queries": int(queries), "tolerance": float(tolerance), "seed": int(seed)}
     settings = attack_or_default(settings)
     step_size = settings.step_size if settings.name in ITERATED else settings.eps / 4
     held = source.head(n_images, seed=derive_seed(seed, "masking"))
@@ -150,13 +153,7 @@ def check_gradient_masking(
     report = MaskingReport(
         warnings=[],
         n_images=len(held),
-        settings={
-            "eps": settings.eps,
-            "step_size": step_size,
-            "queries": queries,
-            "tolerance": tolerance,
-            "seed": seed,
-        },
+        settings={"eps": settings.eps, "step_size": step_size, **given},
         **found,
     )
     report = dataclasses.replace(report, warnings=find_warnings(report, tolerance))

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from proard_nas import distributed
+from proard_nas._numbers import whole_number
 from proard_nas._random import derive_seed
+from proard_nas.attacks import attack_title
 from proard_nas.attacks.objectives import is_right
 from proard_nas.data import ArraySource, Source, check_source
 from proard_nas.supernets import Architecture, Supernet
 
-from .accuracy import AttackSettings, attack_or_default, labelled_logits, survives
+from .accuracy import NO_IMAGE, AttackSettings, attack_or_default, labelled_logits, survives
 from .calibration import calibrate, check_images
 from .labelling import run_each
 from .labels import Label, Labels, Record, append_line
@@ -43,6 +45,7 @@ def label_students(
     n_jobs: int | None = None,
     record: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    on_label: Callable[[Label], object] | None = None,
 ) -> Labels:
     """Measure students: each is calibrated, then measured naturally and under an attack.
 
@@ -75,14 +78,19 @@ def label_students(
         what other numbers of processes have left there is used.
     progress : bool, default=True
         A progress bar with the time left where the output is a terminal.
+    on_label : callable, default=None
+        Called in this process with each label that it has measured, once it is recorded.
 
     Raises
     ------
+    ImportError
+        If the reference AutoAttack is asked for and not installed.
     TypeError
         If the source is none, or the calibration images are no tensor.
     ValueError
-        If an architecture is not in the space, pixels lie outside [0, 1], or the record is another file or holds labels
-        of other settings, of other calibration images or, where the source is an `ArraySource`, of other images.
+        If there is no image, an architecture is not in the space, pixels lie outside [0, 1], or the record is another
+        file or holds labels of other settings, of other calibration images or, where the source is an `ArraySource`,
+        of other images.
 
     Notes
     -----
@@ -92,11 +100,14 @@ def label_students(
     Only this process writes the record. Workers whose process was killed finish what they were given, write nothing,
     and end after joblib's five minutes of waiting.
     """
-    attack = attack_or_default(attack)
+    attack, batch_size = attack_or_default(attack), whole_number("batch_size", batch_size, 1)
+    attack_title(attack.name)  # what is not installed is named before the work
     check_source(source)
+    if len(source) == 0:
+        raise ValueError(NO_IMAGE)
     check_images(calibration)
     wanted = list(dict.fromkeys(supernet.space.validate(arch) for arch in architectures))
-    images = images_checksum(source) if isinstance(source, ArraySource) else None  # transforms may change the others
+    held = isinstance(source, ArraySource)  # transforms may change the others
     if n_images is not None and n_images < len(source):
         source = source.head(n_images, seed=derive_seed(seed, "images"))
     settings = {
@@ -104,9 +115,9 @@ def label_students(
         "n_images": len(source),
         "n_calibration": len(calibration),
         "batch_size": batch_size,
-        "seed": seed,
+        "seed": int(seed),
         "weights": checksum(supernet),
-        IMAGES: images,
+        IMAGES: images_checksum(source) if held else None,
         CALIBRATION: tensor_checksum(calibration),
     }
     known_before = {name: settings[name] for name in ("weights", IMAGES, CALIBRATION)}
@@ -124,6 +135,8 @@ def label_students(
         for label in run_each(measure, todo, n_jobs):
             known.add(label)
             bar.update()
+            if on_label is not None:
+                on_label(label)
     known.exchange()
     return Labels(tuple(known.labels[arch] for arch in wanted), settings)
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .architecture import Architecture
 from .family import Family, build_network, default_cfg, register_supernet
 from .layers import Axis, Conv, Linear, Plan, Size, conv_norm, last_features, make_divisible, out_size
-from .network import StudentNet, build_conv_norm
+from .modules import build_conv_norm
+from .network import StudentNet
 from .space import SearchSpace
 from .supernet import Supernet
 

@@ -18,7 +18,8 @@ from .architecture import Architecture
 from .dyn_mobilenetv3 import InvertedBottleneck, inverted_bottleneck
 from .family import Family, build_network, default_cfg, register_supernet
 from .layers import Axis, Linear, Plan, Size, conv_norm, last_features, out_size
-from .network import StudentNet, build_conv_norm
+from .modules import build_conv_norm
+from .network import StudentNet
 from .space import SearchSpace
 from .supernet import Supernet
 

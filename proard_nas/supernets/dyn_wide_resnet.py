@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .architecture import Architecture
 from .family import Family, build_network, default_cfg, register_supernet
 from .layers import Axis, Conv, Layer, Linear, Norm, Plan, Size, make_divisible
-from .network import StudentNet, build_conv, build_norm_act
+from .modules import build_conv, build_norm_act
+from .network import StudentNet
 from .space import SearchSpace
 from .supernet import Supernet
 

@@ -8,79 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, ClassifierHead, ConvNormAct
-from timm.layers.adaptive_avgmax_pool import adaptive_pool_feat_mult
+from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from proard_nas._folders import Folder
+from proard_nas._numbers import whole_number
 
 from .architecture import Architecture
 from .cost import Cost, plan_cost
 from .family import Family
-from .layers import Conv, Layer, MaxPool, Norm, Plan, Size, last_features
+from .layers import Conv, MaxPool, Plan, Size, last_features
+from .modules import Normalize, check_pool
 from .saving import save_network
-
-Act = type[nn.Module] | str
-
-
-class Normalize(nn.Module):
-    """Subtract a mean and divide by a standard deviation for each channel; inputs are in [0, 1]."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: Any = None, dtype: Any = None) -> None:
-        super().__init__()
-        dtype = torch.get_default_dtype() if dtype is None else dtype  # whole numbers would make integers
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype).reshape(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise images of shape (N, C, H, W)."""
-        return (x - self.mean) / self.std
-
-
-def build_conv(conv: Layer | Plan, device: Any = None, dtype: Any = None) -> nn.Conv2d:
-    """Build the convolution of a plan."""
-    assert isinstance(conv, Conv)
-    return nn.Conv2d(
-        conv.inp.channels,
-        conv.out.channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        groups=conv.groups,
-        bias=conv.bias,
-        device=device,
-        dtype=dtype,
-    )
-
-
-def build_norm_act(norm: Layer | Plan, act: Act = nn.ReLU, device: Any = None, dtype: Any = None) -> BatchNormAct2d:
-    """Build timm's batch norm with the activation after it."""
-    assert isinstance(norm, Norm)
-    return BatchNormAct2d(norm.axis.channels, act_layer=act, device=device, dtype=dtype)
-
-
-def build_conv_norm(plan: Plan, act: Act | None = nn.ReLU, device: Any = None, dtype: Any = None) -> ConvNormAct:
-    """Build timm's convolution, batch norm and activation from a plan's ``conv`` and ``bn``."""
-    conv = plan.layer("conv")
-    assert isinstance(conv, Conv)
-    return ConvNormAct(
-        conv.inp.channels,
-        conv.out.channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        groups=conv.groups,
-        bias=conv.bias,
-        apply_act=act is not None,
-        act_layer=act,
-        device=device,
-        dtype=dtype,
-    )
 
 
 class StudentNet(nn.Module):
@@ -151,7 +92,7 @@ class StudentNet(nn.Module):
             )
         arch = Architecture.from_dict(arch) if isinstance(arch, dict) else arch
         self.cfg, self.num_classes, self.in_chans, self.drop_rate = cfg, num_classes, in_chans, drop_rate
-        _check_pool(global_pool)
+        check_pool(global_pool)
         self.grad_checkpointing = False
         self.metadata: dict[str, Any] = {}
         dd = {"device": device, "dtype": dtype}
@@ -257,11 +198,10 @@ class StudentNet(nn.Module):
     def _set_architecture(self, arch: Architecture, plan: Plan) -> None:
         """Set every attribute that depends on the architecture."""
         self.arch = arch
-        height = self.cfg.img_size[0]
-        self.feature_info = [
-            {"num_chs": last.out.channels, "reduction": round(height / last.out_size[0]), "module": name}
-            for name, last in _features(plan)
-        ]
+        self.feature_info, size, reduction = [], self.cfg.img_size[0], 1
+        for name, last in _features(plan):
+            size, reduction = last.out_size[0], reduction * round(size / last.out_size[0])
+            self.feature_info.append({"num_chs": last.out.channels, "reduction": reduction, "module": name})
         self.num_features = _neck_channels(plan) or int(self.feature_info[-1]["num_chs"])
         self.head_hidden_size = self._head_channels(plan)
         if isinstance(getattr(self, "head", None), ClassifierHead):
@@ -338,10 +278,17 @@ class StudentNet(nn.Module):
         num_classes : int
         global_pool : str, default=None
             New pooling type; None keeps it.
+
+        Raises
+        ------
+        ValueError
+            If the number or the pooling is not allowed; nothing changes then.
         """
-        _check_pool(global_pool)
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
+        check_pool(global_pool)
+        self.num_classes = whole_number("num_classes", num_classes, 0)
+        like = next(self.head.parameters(), next(self.parameters()))  # a head without a classifier may have none
+        self.head.reset(self.num_classes, global_pool)
+        self.get_classifier().to(device=like.device, dtype=like.dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the unpooled features, shape (N, num_features, H', W'), of images in [0, 1]."""
@@ -396,6 +343,8 @@ class StudentNet(nn.Module):
             self.stages, self.neck = self.stages[:last], nn.Identity()
             self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
             self.num_classes, self.head = 0, ClassifierHead(self.num_features, 0, "", self.drop_rate)
+            for made in (self.stages, self.neck, *self.head.modules()):  # and the blocks keep theirs
+                made.training = self.training
         return take
 
     def _forward_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
@@ -404,23 +353,14 @@ class StudentNet(nn.Module):
         return stage(x)  # type: ignore[no-any-return]
 
 
-def _check_pool(global_pool: str | None) -> None:
-    """Raise ValueError for a pooling that concatenates: the classifier then has more inputs than there are channels."""
-    if global_pool and adaptive_pool_feat_mult(global_pool) != 1:  # type: ignore[no-untyped-call]
-        raise ValueError(
-            f"global_pool={global_pool!r} concatenates two poolings, whose classifier has no leading slices for "
-            "smaller students; allowed: '', 'avg', 'max', 'avgmax', 'fast', 'fastavg', 'fastmax' and 'fastavgmax'"
-        )
-
-
 def _normalisation(
     cfg: Family, in_chans: int, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[Sequence[float], Sequence[float]]:
     mean = mean if mean is not None else (cfg.norm_mean if in_chans == 3 else (0.5,) * in_chans)
     std = std if std is not None else (cfg.norm_std if in_chans == 3 else (0.25,) * in_chans)
-    if len(mean) != in_chans or len(std) != in_chans or not all(s > 0 and math.isfinite(s) for s in std):
+    if {len(mean), len(std)} != {in_chans} or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise ValueError(
-            f"norm_mean and norm_std need one value for each of {in_chans} channels and positive deviations; "
+            f"norm_mean and norm_std need one value for each of {in_chans} channels, finite, and positive deviations; "
             f"got norm_mean={tuple(mean)}, norm_std={tuple(std)}"
         )
     return mean, std

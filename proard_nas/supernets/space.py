@@ -14,7 +14,7 @@ import numpy as np
 from proard_nas._errors import unknown_name
 from proard_nas._numbers import whole_number
 
-from .architecture import BLOCK_DIMENSIONS, Architecture, Choice, lists, number_row
+from .architecture import BLOCK_DIMENSIONS, Architecture, Choice, lists, number_row, whole_row
 
 Seed = int | np.random.Generator | None
 ONE_HOT_LIMIT = 4
@@ -73,9 +73,9 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            row = whole_row if field.name in ("depths", "base_depths", "kernel_sizes") else number_row
             if field.name != "n_widths":
-                object.__setattr__(self, field.name, number_row(field.name, value))
+                object.__setattr__(self, field.name, row(field.name, getattr(self, field.name)))
         for name in ("depths", "width_mults", "expand_ratios", "kernel_sizes", "stem_residuals"):
             self._check_choices(name)
         if not self.base_depths or any(b < 0 or int(b) != b for b in self.base_depths):

@@ -169,9 +169,13 @@ class Supernet(_Base):
     def sort_channels(self, dimensions: Sequence[str] = ("expand_ratio",)) -> dict[str, list[tuple[int, Tensor]]]:
         """Reorder channels by importance so that every leading slice holds the most important ones.
 
-        See `sorting.sort_channels`. The largest student's function does not change.
+        See `sorting.sort_channels`. The largest student's function does not change; any other that is active becomes
+        uncalibrated, for its channels are others.
         """
-        return sorting.sort_channels(self, self.plan(self.space.largest), dimensions)
+        changed = sorting.sort_channels(self, self.plan(self.space.largest), dimensions)
+        if changed:
+            _forget_active_statistics(self, None)
+        return changed
 
     # -- the active student -------------------------------------------------------------------
 
@@ -184,7 +188,8 @@ class Supernet(_Base):
         """Make ``forward`` and its kin run another student; None is the largest.
 
         The student keeps batch norm statistics of its own while it is active: in training mode
-        they follow the batches, and in eval mode they are used. Loading a state makes it uncalibrated.
+        they follow the batches, and in eval mode they are used. Loading a state and sorting channels make it
+        uncalibrated.
         What describes the network stays the largest's: ``arch``, ``cost()`` without an architecture,
         ``num_features``, ``feature_info``. For the student's cost, ask ``cost(net.active)``.
         """

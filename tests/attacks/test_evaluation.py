@@ -263,6 +263,30 @@ def test_an_attack_on_some_images_does_to_each_what_it_does_among_all(name, layo
     torch.testing.assert_close(part, whole[some], atol=1e-6, rtol=0)
 
 
+def test_square_leaves_what_is_wrong_already_and_does_to_the_others_what_it_does_among_all(network, batch):
+    x, y = batch
+    attack = Square(network, 0.05, 150, 3)
+    whole = run_attack(attack, x, y)
+    others, wrong = torch.arange(len(x)) != 5, y.clone()
+    wrong[5] = (y[5] + 1) % 4
+    found = run_attack(attack, x, wrong, among=torch.ones(len(x), dtype=torch.bool))
+    assert torch.equal(found[5], x[5])
+    torch.testing.assert_close(found[others], whole[others], atol=1e-6, rtol=0)
+
+
+def test_autoattack_takes_images_with_channels_last():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)).eval()
+    x = torch.rand(8, 3, 6, 6)
+    y = network(x).argmax(1)
+    plain, last = (
+        run_attack(AutoAttack(network, 0.001, queries=100), x.to(memory_format=layout), y)
+        for layout in (torch.contiguous_format, torch.channels_last)
+    )
+    assert (network(plain).argmax(1) == y).any()  # else FAB, which looks at an image's pixels in a row, sees none
+    assert torch.equal(plain, last)
+
+
 def test_titles_say_which_autoattack_and_what_it_leaves_out():
     assert attack_title("cw", 30) == "CW-inf-30" and attack_title("square") == "Square-5000"
     assert attack_title("autoattack", n_classes=10) == f"AutoAttack (torchattacks {torchattacks_version()}, standard)"

@@ -178,6 +178,14 @@ def test_under_bfloat16_autocast_bounds_and_layout_hold(network, images, method,
     assert (adversarial >= (x - reach).clamp(min=0)).all() and (adversarial <= (x + reach).clamp(max=1)).all()
 
 
+@pytest.mark.parametrize("method", ["pgd", "ffgsm"])
+def test_images_in_bfloat16_stay_so_and_within_the_bounds(network, images, method):
+    x = images["random"].bfloat16()
+    adversarial = inner_attack(network.bfloat16(), x, None, AttackBudget(method=method), Noise(0))
+    assert adversarial.dtype == torch.bfloat16 and not torch.equal(adversarial, x)
+    assert (adversarial >= (x - EPS).clamp(min=0)).all() and (adversarial <= (x + EPS).clamp(max=1)).all()
+
+
 def test_processes_with_a_share_of_the_batch_find_what_one_finds(network, images):
     x, y = images["random"], torch.randint(0, 5, (32,))
     budget = AttackBudget(batch_norm="running", steps=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -297,7 +298,7 @@ def test_logits_that_are_no_numbers_are_never_right(attack):
 
 def test_gradients_that_are_no_numbers_move_no_image_and_are_a_sign_of_masking():
     source = ArraySource(torch.rand(6, 1, 4, 4), torch.zeros(6, dtype=torch.int64))
-    assert evaluate(NoNumber(False), source, "pgd").accuracy == 1
+    assert [evaluate(NoNumber(False), source, attack).accuracy for attack in ("pgd", "fgsm")] == [1, 1]
     report = check_gradient_masking(NoNumber(False), source, queries=100)
     assert report.zero_gradients == 1
 
@@ -328,9 +329,15 @@ def test_students_are_labelled_under_an_attack_by_name(net, source, calibration)
     assert named.settings == given.settings and (named.accuracies == given.accuracies).all()
 
 
-def test_no_image_is_refused():
-    with pytest.raises(ValueError, match="no image to measure on"):
-        evaluate(NoNumber(False), ArraySource(torch.rand(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)), "natural")
+def test_no_image_is_refused(net, calibration):
+    none = ArraySource(torch.rand(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64))
+    for measure in (
+        lambda: evaluate(NoNumber(False), none, "natural"),
+        lambda: check_gradient_masking(NoNumber(False), none),
+        lambda: label_students(net, [net.space.smallest], none, calibration),
+    ):
+        with pytest.raises(ValueError, match="no image to measure on"):
+            measure()
 
 
 @pytest.mark.parametrize("change", [lambda x: 255 * x, lambda x: (x - 0.5) / 0.25], ids=["bytes", "normalised"])
@@ -353,3 +360,27 @@ def test_pixels_outside_0_to_1_are_refused(net, source, calibration, change):
 def test_one_attack_in_place_of_several_is_refused(net, source, one):
     with pytest.raises(TypeError, match=r"attacks is .*(pgd|fgsm).*, a single one; allowed: a list of them"):
         evaluate_all(net, source, one)
+
+
+def test_numbers_of_numpy_are_kept_as_pythons_own(net, source, calibration, tmp_path):
+    attack = AttackSettings("pgd", np.float32(0.1), np.float64(0.02), np.int64(3))
+    own = {"name": "pgd", "eps": float(np.float32(0.1)), "step_size": 0.02, "steps": 3}
+    assert json.loads(json.dumps(vars(attack))) == own
+    seed, record = np.int64(1), tmp_path / "labels.jsonl"
+    options = {"attack": attack, "batch_size": np.int64(20), "seed": seed}
+    labels = label_students(net, [net.space.smallest], source, calibration, **options, record=record)
+    assert Labels.load(record) == labels
+    json.dumps(evaluate(net, source, attack, seed=seed).to_dict())
+    json.dumps(check_gradient_masking(net, source, attack, n_images=2, queries=np.int64(1), seed=seed).to_dict())
+
+
+def test_autoattack_takes_a_live_student_and_leaves_its_supernet_alone(net, calibration, monkeypatch):
+    monkeypatch.setattr(AutoAttack.__init__, "__defaults__", (8 / 255, 0, 100))
+    arch, attack, x = net.space.smallest, AttackSettings("autoattack", 0.01), torch.rand(20, 1, 8, 8)
+    live, extracted = (calibrate(student, calibration).eval() for student in (net.student(arch), net.extract(arch)))
+    source, slices = ArraySource(x, extracted(x).argmax(1)), list(live.parameters())
+    expected = evaluate(extracted, source, attack).accuracy
+    assert 0 < expected < 1
+    assert evaluate(live, source, attack).accuracy == expected
+    assert all(now is before for now, before in zip(live.parameters(), slices, strict=True))
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())

@@ -14,6 +14,7 @@ from proard_nas._random import derive_seed
 from proard_nas.attacks import AttackBudget, Noise
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import UncalibratedError, calibrate, evaluate
+from proard_nas.evaluation import calibration as calibration_module
 from proard_nas.supernets import is_calibrated, statistics_of
 
 
@@ -234,7 +235,7 @@ def test_every_kind_leaves_weights_modes_images_and_the_global_generator_as_they
 def test_what_a_kind_lacks_is_named(plain, images, labels):
     with pytest.raises(ValueError, match="kind='adversarial' attacks the images and needs their classes: give labels"):
         calibrate(plain, images, kind="adversarial")
-    with pytest.raises(ValueError, match=r"labels has shape \(59,\); allowed: \(60,\)"):
+    with pytest.raises(ValueError, match=r"labels of shape \(59,\); allowed: \(60,\)"):
         calibrate(plain, images, kind="mixed", labels=labels[1:])
     with pytest.raises(ValueError, match="two images or more in each batch"):
         calibrate(plain, images, 1, kind="mixed", labels=labels)
@@ -261,3 +262,53 @@ def test_what_must_be_calibrated_is_the_active_student(net, images):
 def test_a_wrong_batch_size_is_refused(net, images, batch_size):
     with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
         calibrate(net, images, batch_size)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda y: y.index_fill(0, torch.tensor(7), 99), "a label of 99, which is out of range; allowed: 0 to 3"),
+        (lambda y: y - 1, "a label of -1, which is negative"),
+        (lambda y: y.float(), "labels of type torch.float32; allowed: integers"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_and_leave_the_statistics(plain, images, labels, wrong, message):
+    before = copy.deepcopy(plain.state_dict())
+    with pytest.raises(ValueError, match=message):
+        calibrate(plain, images, kind="adversarial", labels=wrong(labels))
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+
+
+def test_an_attack_that_fails_leaves_the_statistics_as_they_were(plain, images, labels, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(calibration_module, "inner_attack", fails)
+    before = copy.deepcopy(plain.state_dict())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        calibrate(plain, images, kind="mixed", labels=labels)
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+
+
+def test_labels_may_be_integers_of_any_type(plain, images, labels):
+    made = [
+        own(calibrate(copy.deepcopy(plain), images, kind="adversarial", labels=given))
+        for given in (labels, labels.int(), labels.numpy())
+    ]
+    assert all(torch.equal(a, b) for other in made[1:] for a, b in zip(other, made[0], strict=True))
+
+
+def test_images_in_half_precision_are_attacked_in_it(net, images, labels):
+    student = net.extract(net.space.smallest).bfloat16()
+    calibrate(student, images.bfloat16(), kind="adversarial", labels=labels)
+    assert is_calibrated(student) and {value.dtype for value in student.parameters()} == {torch.bfloat16}
+
+
+def test_sorting_channels_makes_the_active_student_uncalibrated(net, images):
+    source = ArraySource(images, torch.zeros(len(images), dtype=torch.int64))
+    net.set_active(net.space.smallest)
+    calibrate(net, images)
+    evaluate(net, source, "natural")
+    net.sort_channels()
+    with pytest.raises(UncalibratedError):
+        evaluate(net, source, "natural")

@@ -182,6 +182,15 @@ def test_fewer_images_are_drawn_by_the_seed_and_recorded(net, data, archs, tmp_p
     )
 
 
+def test_whoever_asks_is_told_of_each_label_as_it_is_recorded(net, data, archs, tmp_path):
+    record, seen = tmp_path / "labels.jsonl", []
+    label_students(net, archs[:2], *data, attack=ATTACK, record=record)
+    labels = label_students(
+        net, archs, *data, attack=ATTACK, record=record, on_label=lambda one: seen.append((one, len(lines_of(record))))
+    )
+    assert seen == list(zip(labels.students[2:], (4, 5, 6), strict=True))
+
+
 def test_a_record_of_other_weights_is_refused(net, data, archs, tmp_path):
     record = tmp_path / "labels.jsonl"
     label_students(net, archs[:1], *data, attack=ATTACK, record=record)
@@ -387,3 +396,33 @@ def test_a_record_with_a_line_of_others_is_refused_by_name(net, data, archs, tmp
     with pytest.raises(ValueError, match=r"labels\.jsonl is damaged"):
         label_students(net, archs[:1], *data, attack=ATTACK, record=record)
     assert record.read_bytes() == content
+
+
+def test_fewer_images_are_known_by_those_that_are_drawn(net, data, archs, tmp_path):
+    source, calibration = data
+    record, options = tmp_path / "labels.jsonl", {"attack": ATTACK, "n_images": 20}
+    label_students(net, archs[:1], source, calibration, **options, record=record)
+    turned = source.take(range(len(source) - 1, -1, -1))
+    with pytest.raises(ValueError, match="images_checksum"):
+        label_students(net, archs[:1], turned, calibration, **options, record=record)
+    whole = tmp_path / "whole.jsonl"
+    first = label_students(net, archs[:1], source, calibration, attack=ATTACK, record=whole)
+    assert label_students(net, archs[:1], turned, calibration, attack=ATTACK, record=whole) == first
+
+
+def test_a_call_that_fails_before_its_first_label_leaves_the_record_to_the_next(net, data, archs, tmp_path):
+    source, calibration = data
+    record = tmp_path / "labels.jsonl"
+    with pytest.raises(ValueError, match="out of range"):
+        label_students(net, archs[:1], ArraySource(source.x, source.y + 10), calibration, attack=ATTACK, record=record)
+    assert len(lines_of(record)) == 1
+    labels = label_students(net, archs[:1], source, calibration, attack=ATTACK, record=record)
+    assert Labels.load(record) == labels
+
+
+def test_what_cannot_be_measured_is_refused_before_a_record_is_begun(net, data, archs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    for wrong, error in (({"batch_size": 0}, ValueError), ({"attack": "autoattack-reference"}, ImportError)):
+        with pytest.raises(error, match=r"batch_size|proard-nas\[autoattack\]"):
+            label_students(net, archs[:1], *data, **wrong, record=tmp_path / "labels.jsonl")
+    assert not list(tmp_path.iterdir())

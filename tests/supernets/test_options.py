@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import safetensors.torch
 import timm
 import torch
 
 from proard_nas.supernets import SUPERNETS, Architecture
+from proard_nas.supernets.dyn_mobilenetv3 import MOBILENETV3, MobileNetV3
 
 STUDENTS = timm.list_models("proard*", exclude_filters="proard_dyn*")
 
@@ -140,6 +143,7 @@ def test_impossible_choices_are_refused(choices, message):
         ({"drop_rate": 1.0}, "drop_rate=1.0"),
         ({"drop_rate": -0.1}, "drop_rate=-0.1"),
         ({"norm_mean": (0.5,)}, "norm_mean and norm_std need one value for each of 3 channels"),
+        ({"norm_mean": (0.5, 0.5, float("nan"))}, "3 channels, finite"),
         ({"norm_std": (0.5, 0.5, 0.0)}, "positive deviations"),
         ({"norm_std": (0.5, 0.5, float("nan"))}, "positive deviations"),
     ],
@@ -210,6 +214,39 @@ def test_a_pooling_that_concatenates_is_refused(name):
         net.reset_classifier(5, "catavgmax")
     assert net.num_classes == 3
     net.reset_classifier(5, "avgmax")
+
+
+@pytest.mark.parametrize("name", ["proard_dyn_resnet_tiny", "proard_dyn_mobilenetv3"])
+def test_a_classifier_in_place_of_none_is_of_the_networks_number_format_and_device(name):
+    net = timm.create_model(name).double().eval()
+    net.reset_classifier(0)
+    net.reset_classifier(7)
+    x = torch.rand(2, net.in_chans, *net.cfg.img_size, dtype=torch.float64)
+    assert net(x).shape == (2, 7) and net(x).dtype == torch.float64
+    net.to("meta").reset_classifier(0)
+    net.reset_classifier(3)
+    assert net(x.to("meta")).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["proard_dyn_resnet_tiny", "proard_dyn_mobilenetv3"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((5, "median"), "unknown global_pool 'median'; allowed: '', 'avg'"),
+        ((-1, "max"), "num_classes must be a whole number of at least 0, got -1"),
+    ],
+)
+def test_an_impossible_classifier_is_refused_and_nothing_changes(name, given, message):
+    net = timm.create_model(name)
+    before = repr(net), net.model_args()
+    with pytest.raises(ValueError, match=message):
+        net.reset_classifier(*given)
+    assert (repr(net), net.model_args()) == before
+
+
+def test_a_reduction_is_the_product_of_the_strides_whatever_the_size_of_the_images():
+    net = MobileNetV3(dataclasses.replace(MOBILENETV3, img_size=(28, 28)), device="meta")
+    assert [info["reduction"] for info in net.feature_info] == [1, 1, 2, 4, 4, 8]
 
 
 def test_whole_numbers_normalise_as_floats():

@@ -378,6 +378,12 @@ def test_frozen():
         SMALL["all"].depths = (0,)
 
 
+def test_whole_numbers_are_integers_however_they_are_written():
+    whole = SearchSpace(depths=(0, 1), base_depths=(1, 1), kernel_sizes=(3, 5))
+    other = SearchSpace(depths=(0.0, 1.0), base_depths=(1.0, 1), kernel_sizes=(3.0, np.float64(5)))
+    assert repr(other) == repr(whole) and other.largest == whole.largest
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -214,6 +214,7 @@ def test_a_pruned_network_keeps_what_its_intermediates_need_and_no_more(model):
         assert torch.equal(model(x), wanted[-1])
         assert model.num_features == wanted[-1].shape[1]
         assert model.num_classes == 0
+        assert not any(module.training for module in model.modules())
         model.zero_grad()
         wanted[-1].sum().backward()
         needed = {n for n, p in model.named_parameters() if p.grad is not None}
