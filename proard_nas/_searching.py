@@ -49,11 +49,23 @@ def search(
 
 
 def _check_table(estimator: ProARDEstimator, latency: object) -> None:
-    """Raise ValueError if a latency table is of images of another size."""
-    setting = getattr(latency, "setting", None)
-    if setting is not None and tuple(setting.img_size) != tuple(estimator.image_size_):
+    """Raise ValueError if a latency table is of another network, of images of another size, or of several at once."""
+    if latency is None:
+        return
+    from .deploy import LatencyTable
+
+    if not isinstance(latency, LatencyTable):
+        return
+    latency.check(estimator.supernet_)
+    setting = latency.setting
+    if tuple(setting.img_size) != tuple(estimator.image_size_):
         raise ValueError(
             f"the latency table is of images of {setting.img_size} pixels; the estimator's have {estimator.image_size_}"
+        )
+    if setting.batch_size != 1:
+        raise ValueError(
+            f"the latency table is of batches of {setting.batch_size} images, and a search's milliseconds are those of "
+            "one; build it with batch_size=1, or give a function such as lambda arch: table(arch)"
         )
 
 

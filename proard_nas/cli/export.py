@@ -39,12 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Report:
     """Run the command."""
+    from proard_nas._folders import check_writable
     from proard_nas.deploy import export_executorch, export_onnx, export_program
 
     if arguments.student is None:
         raise ValueError("no student was given; allowed: the folder of a saved student")
     if arguments.int8 and (arguments.format != "onnx" or arguments.data is None):
         raise ValueError("--int8 needs --format onnx and --data, whose training part it calibrates on")
+    check_writable(arguments.out)
     student = load_student_folder(arguments.student, "cpu")
     if arguments.int8:
         _export_int8(student, arguments)

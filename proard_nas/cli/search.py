@@ -46,9 +46,11 @@ def run(arguments: argparse.Namespace) -> Report:
     """Run the command."""
     from proard_nas import Architecture
     from proard_nas._folders import check_writable
+    from proard_nas._numbers import whole_number
     from proard_nas.search import search
     from proard_nas.supernets.saving import check_target
 
+    whole_number("verify", arguments.verify, 0)
     if arguments.out is not None:
         check_writable(arguments.out)
     if arguments.extract is not None:

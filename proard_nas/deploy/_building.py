@@ -15,6 +15,7 @@ from ._estimating import PartEstimator
 from ._machine import machine, versions
 from ._measuring import Setting, measure
 from ._parts import Part, find_parts, parts_of
+from ._timing import check_budget
 from .latency import input_shape
 from .latency_table import LatencyTable
 
@@ -48,7 +49,7 @@ def build_latency_table(
     runtime : {'onnxruntime', 'torch'}, default='onnxruntime'
         ONNX Runtime on the CPU, or torch on the CPU.
     batch_size : int, default=1
-        Images in one batch.
+        Images in one batch. An estimator's search takes a table of one image.
     threads : int, default=None
         Threads that one run may use; None is torch's present number.
     img_size : int or (int, int), default=None
@@ -63,7 +64,7 @@ def build_latency_table(
     max_parts : int, default=256
         Parts to measure at most; others are estimated.
     rounds : int, default=40
-        Runs of each part and student; their medians count.
+        Runs of each part and student, at least 2; their medians count.
     budget_s : float, default=180.0
         No round begins after so many seconds, as soon as there are five.
     seed : int, default=0
@@ -90,7 +91,8 @@ def build_latency_table(
     """
     for name, given, least in (("n_students", n_students, 4), ("n_holdout", n_holdout, 0), ("max_parts", max_parts, 1)):
         whole_number(name, given, least)
-    whole_number("rounds", rounds, 1)
+    whole_number("rounds", rounds, 2)
+    check_budget(budget_s)
     setting = Setting.checked(runtime, batch_size, threads, clock, input_shape(supernet, img_size)[1:])
     network = {"name": supernet.pretrained_cfg["architecture"], "args": supernet.model_args()}
     fitted, held_out = _draw(supernet.space, n_students, n_holdout, seed)

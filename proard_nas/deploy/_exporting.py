@@ -52,7 +52,7 @@ def frozen(student: nn.Module) -> StudentNet:
             f"{type(student).__name__} cannot be exported; allowed: a student, such as SearchResult.extract() or "
             "supernet.extract(arch) return, or a supernet, of which the active student is exported"
         )
-    student = student.extract(student.active) if isinstance(student, Supernet) else student
+    student = _active(student) if isinstance(student, Supernet) else student
     require_calibrated(student)
     tensors = {
         name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None, copy=True).contiguous()
@@ -64,6 +64,17 @@ def frozen(student: nn.Module) -> StudentNet:
     copy.pretrained_cfg = copy.default_cfg = dict(student.pretrained_cfg)
     copy.metadata = dict(student.metadata)
     return copy.eval().requires_grad_(False)
+
+
+def _active(supernet: Supernet) -> StudentNet:
+    """Return the active student with what is known of the supernet."""
+    student = supernet.extract(supernet.active)
+    # A supernet's figures are those of its largest student.
+    others = () if supernet.active == supernet.space.largest else ("natural_accuracy", "robust_accuracy")
+    student.metadata = {name: value for name, value in supernet.metadata.items() if name not in others}
+    cfg = getattr(supernet, "pretrained_cfg", {})
+    student.pretrained_cfg |= {name: cfg[name] for name in ("license", "label_names") if name in cfg}
+    return student
 
 
 def example_images(student: StudentNet, n: int) -> Tensor:

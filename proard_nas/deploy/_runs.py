@@ -19,6 +19,7 @@ from ._exporting import reading
 from ._timing import CLOCKS, Run
 
 RUNTIMES = ("onnxruntime", "torch")
+ONNX_FLOATS = (torch.float32, torch.float16)
 Shape = Sequence[int]
 
 
@@ -57,6 +58,11 @@ def make_run(network: nn.Module, shape: Shape, runtime: str, threads: int) -> Ru
     runtime : {'onnxruntime', 'torch'}
     threads : int
         For ``'onnxruntime'``; torch's are a setting of the process (`torch_threads`).
+
+    Raises
+    ------
+    ValueError
+        If ONNX Runtime cannot compute in the network's number format.
     """
     first = next(network.parameters(), torch.empty(0))
     x = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0)).to(first)
@@ -75,6 +81,10 @@ def _torch_run(network: nn.Module, x: torch.Tensor) -> Run:
 
 
 def _onnx_run(network: nn.Module, x: torch.Tensor, threads: int) -> Run:
+    if x.dtype not in ONNX_FLOATS:
+        raise ValueError(
+            f"ONNX Runtime has no convolutions in {x.dtype} on the CPU: call .float() first, or give runtime='torch'"
+        )
     session = _session(exported(network, x), threads)
     feed = {session.get_inputs()[0].name: x.cpu().numpy()}
     return lambda: session.run(None, feed)

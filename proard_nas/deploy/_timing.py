@@ -12,6 +12,12 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 Run = Callable[[], object]
 
 
+def check_budget(budget_s: float) -> None:
+    """Raise ValueError unless a budget is above 0 seconds."""
+    if not budget_s > 0:
+        raise ValueError(f"budget_s must be above 0 seconds, got {budget_s!r}")
+
+
 def time_in_turn(
     runs: Sequence[Run],
     clock: str,

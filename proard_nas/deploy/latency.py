@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from timm.layers import SpaceToDepth
 from torch import nn
 
 from proard_nas._numbers import whole_number
@@ -18,7 +19,7 @@ from proard_nas.supernets import StudentNet, Supernet
 
 from ._machine import machine, versions
 from ._runs import check_setting, eval_mode, make_file_run, make_run, torch_threads
-from ._timing import time_in_turn
+from ._timing import check_budget, time_in_turn
 
 PRECISION = 0.01  # standard error of the median over the median, at which an open number of runs is enough
 FEWEST_RUNS, MOST_RUNS = 20, 10_000
@@ -113,8 +114,8 @@ def measure_latency(
     Raises
     ------
     ValueError
-        If a setting is unknown, not positive or not what a file takes, or a supernet was given, which
-        would be timed with its slicing.
+        If a setting is unknown, not positive or not what a file takes, a supernet was given, which would be
+        timed with its slicing, or ONNX Runtime has no layers in the student's number format.
     ImportError
         If ONNX Runtime is not installed.
 
@@ -133,8 +134,7 @@ def measure_latency(
     threads = check_setting(runtime, clock, threads, batch_size)
     rounds = MOST_RUNS if repeats is None else whole_number("repeats", repeats, 1)
     whole_number("warmup", warmup, 0)
-    if not budget_s > 0:
-        raise ValueError(f"budget_s must be above 0 seconds, got {budget_s!r}")
+    check_budget(budget_s)
     with torch_threads(threads), contextlib.ExitStack() as stack:
         if isinstance(student, nn.Module):
             shape: Sequence[int] = (batch_size, *input_shape(student, img_size))
@@ -163,10 +163,22 @@ def input_shape(network: nn.Module, img_size: int | tuple[int, int] | None = Non
     own: tuple[int, ...] = tuple(config.get("input_size") or ())
     if isinstance(network, StudentNet):
         own = (network.in_chans, *(own[1:] or network.cfg.img_size))
+    elif own:
+        own = (_channels(network, config.get("first_conv"), own[0]), *own[1:])
     if not own:
         raise ValueError(f"{type(network).__name__} has no pretrained_cfg with an input_size; measure a timm model")
     height, width = _both(img_size) or own[1:]
     return own[0], height, width
+
+
+def _channels(network: nn.Module, first: str | Sequence[str] | None, said: int) -> int:
+    """Return the channels of a timm model's images: its configuration says 3 whatever ``in_chans`` it was made with."""
+    name = first if isinstance(first, str) else next(iter(first or ()), None)
+    layer = dict(network.named_modules()).get(name) if name else None
+    if not isinstance(layer, nn.Conv2d):
+        return said
+    folds = any(isinstance(module, SpaceToDepth) for module in network.modules())  # 4x4 pixels into channels, first
+    return layer.in_channels // (16 if folds else 1)
 
 
 def _both(img_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from timm.models import is_model
 
+from proard_nas._errors import unknown_name
 from proard_nas._folders import read_strictly, whole_file, write_json
 from proard_nas._numbers import whole_number
 from proard_nas.supernets import Architecture, Supernet
@@ -21,6 +23,7 @@ from ._estimating import PartEstimator
 from ._measuring import Setting, measure
 from ._parts import Part, parts_of
 from ._table_files import read_correction, read_ms, read_part
+from ._timing import check_budget
 
 FORMAT, VERSION = "proard_nas latency table", 1
 
@@ -123,7 +126,7 @@ class LatencyTable:
         n : int, default=30
         seed : int, default=0
         rounds : int, default=40
-            Runs of each student, in turn with all others.
+            Runs of each student, in turn with all others; at least 2.
         budget_s : float, default=120.0
             No round begins after so many seconds.
 
@@ -138,9 +141,12 @@ class LatencyTable:
         Raises
         ------
         ValueError
-            If the supernet is another than the table's or there are fewer than two students.
+            If the supernet is another than the table's, there are fewer than two students, or a setting is out of
+            its range.
         """
         self.check(supernet)
+        whole_number("rounds", rounds, 2)
+        check_budget(budget_s)
         if architectures is None:
             fitted = [arch for arch, _ in self.students]
             architectures = self.space.sample_distinct(whole_number("n", n, 2), seed=seed, exclude=fitted)
@@ -242,6 +248,8 @@ class LatencyTable:
 
 def _without_memory(network: Mapping[str, Any]) -> Supernet:
     """Build the supernet without tensors, for its space and its plans."""
+    if not is_model(network["name"]):  # timm would look for some names on the network
+        raise unknown_name("network", network["name"], timm.list_models("proard_*"))
     with torch.device("meta"):
         twin = timm.create_model(network["name"], **network["args"])
     if not isinstance(twin, Supernet):

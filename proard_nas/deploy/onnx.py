@@ -82,7 +82,7 @@ def export_onnx(
     if check:
         require("onnxruntime", "export_onnx with check=True", "onnx")
     network = frozen(student)
-    known = {**network.metadata, **_check_metadata(metadata or {})}
+    known = check_metadata({**network.metadata, **_check_metadata(metadata or {})})
     properties = as_properties({**known, **_facts(network, opset, known)})
     with whole_file(path) as temporary:
         model = _translate(network, opset)
@@ -102,8 +102,12 @@ def onnx_metadata(path: FilePath) -> dict[str, Any]:
     FileNotFoundError, ValueError
         If there is no such file, or it holds no ONNX network.
     """
-    found = {entry.key: entry.value for entry in read_model(path).metadata_props}
-    return {key: _from_json(value) for key, value in found.items()}
+    return {key: _from_json(value) for key, value in properties_of(path).items()}
+
+
+def properties_of(path: FilePath) -> dict[str, str]:
+    """Return a file's properties as the text that they are."""
+    return {entry.key: entry.value for entry in read_model(path).metadata_props}
 
 
 def read_model(path: FilePath) -> ModelProto:
@@ -162,7 +166,7 @@ def strip(model: ModelProto) -> None:
 
 
 def as_properties(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return facts as text: strings as they are, all else as JSON.
+    """Return facts as text: strings as they are, unless they would be read as JSON, all else as JSON.
 
     Raises
     ------
@@ -171,8 +175,9 @@ def as_properties(facts: Mapping[str, Any]) -> dict[str, str]:
     """
     texts = {}
     for key, value in facts.items():
+        as_it_is = isinstance(value, str) and _from_json(value) == value
         try:
-            texts[str(key)] = value if isinstance(value, str) else json.dumps(value, default=plain, allow_nan=False)
+            texts[str(key)] = value if as_it_is else json.dumps(value, default=plain, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"metadata {key!r} cannot be kept in an ONNX file: {error}; allowed: JSON") from error
     return texts

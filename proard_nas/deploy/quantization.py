@@ -15,7 +15,7 @@ from proard_nas._folders import FilePath, whole_file
 from proard_nas.data.checks import check_pixels
 
 from ._exporting import quiet, require
-from .onnx import as_properties, onnx_metadata, read_model, set_properties, strip
+from .onnx import as_properties, properties_of, read_model, set_properties, strip
 
 # "Entropy" is left out: with onnxruntime's number of bins it has one candidate, the whole range.
 METHODS = {"minmax": "MinMax", "percentile": "Percentile"}
@@ -81,7 +81,7 @@ def quantize_onnx(path: FilePath, out: FilePath, images: Tensor, *, method: str 
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=getattr(quantization.CalibrationMethod, METHODS[method]),
         )
-        _finish(quantized, temporary, {**onnx_metadata(path), "quantization": facts})
+        _finish(quantized, temporary, {**properties_of(path), **as_properties({"quantization": facts})})
     return Path(out)
 
 
@@ -115,12 +115,12 @@ def _reader(quantization: Any, name: str, batches: tuple[Tensor, ...]) -> Any:
     return Reader()
 
 
-def _finish(source: Path, target: Path, metadata: dict[str, Any]) -> None:
+def _finish(source: Path, target: Path, properties: dict[str, str]) -> None:
     """Check the quantised file and write it with its properties."""
     import onnx
 
     model = read_model(source)
     strip(model)
-    set_properties(model, as_properties(metadata))
+    set_properties(model, properties)
     onnx.checker.check_model(model, full_check=True)
     target.write_bytes(model.SerializeToString())

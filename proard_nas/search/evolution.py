@@ -77,21 +77,24 @@ class Evolution:
         """Return who joins the next generation: the ends of the space in the first, and a warm start once."""
         space = self.settings.space
         ends = () if self.generation else (space.smallest, space.largest)
-        joining = warm_start if join_once(self.study, warm_start, self.generation) else ()
+        joining = join_once(self.study, warm_start, self.generation)
         return self._best(list(dict.fromkeys([*ends, *joining])))
 
-    def refine(self, budget: int) -> None:
-        """Look at the neighbours of the front; those that join it are written to the study.
+    def recall_refined(self) -> None:
+        """Let those that earlier refinements of this study have found take part; after the last generation.
 
-        Those that an earlier search on this study found in this way take part.
+        Before it, they would make its children others than those of a search in a single part.
         """
-        written = {*self.ledger.architectures, *(candidate.architecture for candidate in self._refined)}
         self.ledger.restore(c for c in self._refined if c.architecture not in self.ledger)
+
+    def refine(self, budget: int) -> None:
+        """Look at the neighbours of the front; those that join it are written to the study."""
+        written = set(self.ledger.architectures)
         s = self.settings
         front = refine(self.ledger, s.space, s.objectives, s.constraints, budget)
         joined = [candidate for candidate in front if candidate.architecture not in written]
         born = [self._genotype.of(candidate.architecture) for candidate in joined]
-        self.study.add_trials([member.trial for member in self._individuals(born, joined, generation=None)])
+        self.study.add_trials([member.trial for member in self._individuals(born, joined, None)])
         self._next_number += len(joined)
         self._refined += joined
 
@@ -133,20 +136,22 @@ class Evolution:
 
     def _evaluate(self, born: Sequence[Newborn], written: Sequence[Individual]) -> list[Individual]:
         candidates = self.ledger.evaluate([newborn.architecture for newborn in born])
-        added = self._individuals(born[len(written) :], candidates[len(written) :], self.generation)
+        n = len(written)
+        added = self._individuals(born[n:], candidates[n:], self.generation, n)
         self._next_number += len(added)
         return [*written, *added]
 
     def _individuals(
-        self, born: Sequence[Newborn], candidates: Sequence[Candidate], generation: int | None
+        self, born: Sequence[Newborn], candidates: Sequence[Candidate], generation: int | None, first: int = 0
     ) -> list[Individual]:
-        members = zip(born, candidates, itertools.count(self._next_number))
-        return [
-            Individual(
-                new_trial(self.settings, self._genotype, newborn.genes, candidate, generation, number), candidate
-            )
-            for newborn, candidate, number in members
-        ]
+        """Return the next trials; ``first`` is the index, in its generation, of the first of them."""
+        found = []
+        for i, (newborn, candidate) in enumerate(zip(born, candidates, strict=True)):
+            place = None if generation is None else (generation, first + i)
+            number = self._next_number + i
+            trial = new_trial(self.settings, self._genotype, newborn.genes, candidate, place, number)
+            found.append(Individual(trial, candidate))
+        return found
 
     def _continue(self, stored: Sequence[Sequence[Individual]]) -> None:
         candidates = [member.candidate for generation in stored for member in generation]

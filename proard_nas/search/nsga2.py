@@ -100,7 +100,8 @@ def search(
         of them do. Those that have joined an earlier generation of a continued study do not again.
     refine : bool, default=True
         Whether to refine the front, with as many more predictions, at most, as the generations of this
-        call could take. In spaces that were enumerated it found the last of the true front's members.
+        call could take. In spaces that were enumerated it found the last of the true front's members. What
+        earlier calls have found so in a continued study counts in either case.
     progress : bool, default=True
         Show a progress bar on a terminal.
 
@@ -154,6 +155,7 @@ def search(
     study = open_study(settings, storage, study_name, seed)
     evolution = Evolution(study, settings, Ledger(predict, cost, latency), seed)
     _run(evolution, n_generations, warm_start, progress)
+    evolution.recall_refined()
     if refine:
         evolution.refine(budget=settings.population_size * n_generations)
     return _result(evolution, seed)

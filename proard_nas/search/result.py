@@ -267,25 +267,26 @@ class SearchResult:
         Raises
         ------
         ValueError
-            If it is no search result, of another version, or incomplete.
+            If it is no search result, of another version, incomplete or damaged.
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise ValueError(f"this is no search result: it must say 'format': {FORMAT!r}")
         if data.get("version") != VERSION:
             raise ValueError(f"search result of version {data.get('version')!r}; this library reads version {VERSION}")
-        fields = ("objectives", "constraints", "seed", "n_evaluated", "front", "generations")
-        missing = [name for name in fields if name not in data]
-        if missing:
-            raise ValueError(f"the search result lacks {missing}")
-        return cls(
-            front=[Candidate.from_dict(candidate) for candidate in data["front"]],
-            objectives=tuple(data["objectives"]),
-            constraints=dict(data["constraints"]),
-            seed=data["seed"],
-            n_evaluated=data["n_evaluated"],
-            generations=tuple(GenerationRecord.from_dict(record) for record in data["generations"]),
-            extractor=extractor,
-        )
+        try:
+            return cls(
+                front=[Candidate.from_dict(candidate) for candidate in data["front"]],
+                objectives=tuple(data["objectives"]),
+                constraints=dict(data["constraints"]),
+                seed=data["seed"],
+                n_evaluated=data["n_evaluated"],
+                generations=tuple(GenerationRecord.from_dict(record) for record in data["generations"]),
+                extractor=extractor,
+            )
+        except KeyError as error:
+            raise ValueError(f"the search result lacks {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"a damaged search result: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result as JSON; the file is there whole or not at all.
@@ -313,10 +314,9 @@ class SearchResult:
         Raises
         ------
         ValueError
-            If the file is no search result, of another version, or holds NaN or infinity.
+            If the file is no search result, of another version, damaged, or holds NaN or infinity; names it.
         """
         try:
-            data = read_strictly(Path(path))
+            return cls.from_dict(read_strictly(Path(path)), extractor)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return cls.from_dict(data, extractor)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 SETTINGS_KEY = "proard_nas:settings"
 # The stock sampler's own mark: with it `study.optimize` carries on where our generations end.
 GENERATION_KEY = "NSGAIISampler:generation"
+MEMBER_KEY = "proard_nas:member"
 REFINED_KEY = "proard_nas:refined_after"
 WARM_START_KEY = "proard_nas:warm_starts"
 LOCK_SECONDS = 10
@@ -76,8 +77,8 @@ def open_study(
     Raises
     ------
     ValueError
-        If the stored study was made with other settings; the message names the first difference. If a file is no
-        journal of a study; it is left as it is.
+        If the stored study was made with other settings or directions; the message names the first difference. If a
+        file is no journal of a study; it is left as it is.
     """
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study that is opened
@@ -131,18 +132,24 @@ def _ends_whole(path: Path) -> bool:
 
 
 def _check_settings(study: optuna.Study, settings: Settings) -> None:
-    wanted, stored = settings.to_dict(), study.user_attrs.get(SETTINGS_KEY)
-    if stored is None:
-        if study.get_trials(deepcopy=False):
-            raise ValueError(f"study {study.study_name!r} holds trials of another program; choose another study_name")
-        study.set_user_attr(SETTINGS_KEY, wanted)
-        return
+    wanted = settings.to_dict()
+    if SETTINGS_KEY not in study.user_attrs and study.get_trials(deepcopy=False):
+        raise ValueError(f"study {study.study_name!r} holds trials of another program; choose another study_name")
+    stored = study.user_attrs.get(SETTINGS_KEY, wanted)
     for name in sorted(set(wanted) | set(stored)):
         if wanted.get(name) != stored.get(name):
             raise ValueError(
                 f"study {study.study_name!r} was made with {name}={stored.get(name)!r}, this search asks for "
                 f"{name}={wanted.get(name)!r}; use the same settings or another study_name"
             )
+    directions = [direction.name.lower() for direction in study.directions]
+    if directions != [DIRECTIONS[name] for name in settings.objectives]:
+        raise ValueError(
+            f"study {study.study_name!r} has the directions {directions}, which are not those of the objectives "
+            f"{', '.join(settings.objectives)}; choose another study_name"
+        )
+    if SETTINGS_KEY not in study.user_attrs:
+        study.set_user_attr(SETTINGS_KEY, wanted)
 
 
 class _CheapToCopy(dict[str, Any]):
@@ -153,11 +160,16 @@ class _CheapToCopy(dict[str, Any]):
 
 
 def new_trial(
-    settings: Settings, genotype: Genotype, genes: Genes, candidate: Candidate, generation: int | None, number: int
+    settings: Settings,
+    genotype: Genotype,
+    genes: Genes,
+    candidate: Candidate,
+    place: tuple[int, int] | None,
+    number: int,
 ) -> FrozenTrial:
     """Return a finished trial: the genes, the objectives, one constraint for each limit, all figures.
 
-    A generation of None marks what the refinement of a front has found.
+    The place is the generation and the member's index in it; None marks what the refinement of a front has found.
     """
     figures = {k: v for k, v in vars(candidate).items() if k not in ("architecture", "measured") and v is not None}
     now = datetime.datetime.now()  # without a zone, as Optuna's own
@@ -173,7 +185,7 @@ def new_trial(
         params=_CheapToCopy(zip(genotype.distributions, genes, strict=True)),
         distributions=_CheapToCopy(genotype.distributions),
         user_attrs=figures,
-        system_attrs={REFINED_KEY: True} if generation is None else {GENERATION_KEY: generation},
+        system_attrs={REFINED_KEY: True} if place is None else {GENERATION_KEY: place[0], MEMBER_KEY: place[1]},
         intermediate_values={},
     )
     for name, violation in settings.constraints.violations(candidate).items():
@@ -189,7 +201,7 @@ class Stored(NamedTuple):
     generations : list of list of Individual
         The complete ones.
     interrupted : list of Individual
-        The first members of one that was cut off while it was written.
+        The first members of one that was cut off while it was written, as the last attempt wrote them.
     refined : list of Individual
         What refinements have added to the front.
     n_trials : int
@@ -205,8 +217,9 @@ class Stored(NamedTuple):
 def read_study(study: optuna.Study, settings: Settings) -> Stored:
     """Read what earlier searches have left in the study.
 
-    A generation that was cut off and then written anew, with another seed, counts with its last
-    ``population_size`` trials; trials that others added to the study do not count.
+    A generation that was cut off and then written anew, with another seed, counts as it was written last: from
+    the last first member on, or, of studies older than the members' indices, with its last ``population_size``
+    trials. Trials that others added to the study do not count.
     """
     trials = study.get_trials(deepcopy=False)
     groups: dict[int, list[Individual]] = {}
@@ -214,7 +227,12 @@ def read_study(study: optuna.Study, settings: Settings) -> Stored:
     for member in _members(trials, settings):
         generation = member.trial.system_attrs.get(GENERATION_KEY)
         if generation is not None:
-            groups.setdefault(generation, []).append(member)
+            group = groups.setdefault(generation, [])
+            index = member.trial.system_attrs.get(MEMBER_KEY, len(group))
+            if index == 0:
+                group.clear()
+            if index == len(group):
+                group.append(member)
         elif REFINED_KEY in member.trial.system_attrs:
             refined.append(member)
     complete: list[list[Individual]] = []
@@ -231,17 +249,18 @@ def _members(trials: Sequence[FrozenTrial], settings: Settings) -> Iterator[Indi
             yield Individual(trial, Candidate(architecture, **trial.user_attrs))
 
 
-def join_once(study: optuna.Study, warm_start: Sequence[Architecture], generation: int) -> bool:
-    """Tell whether a warm start is to join a generation: not if it has joined an earlier one of this study.
+def join_once(study: optuna.Study, warm_start: Sequence[Architecture], generation: int) -> list[Architecture]:
+    """Return those of a warm start that are to join a generation: not who was given to an earlier one of this study.
 
     Without it, a search that was stopped and asked for again would differ from one in a single part.
     """
-    if not warm_start:
-        return False
-    text = json.dumps([architecture.to_dict() for architecture in warm_start], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    joined: dict[str, int] = dict(study.user_attrs.get(WARM_START_KEY, {}))
-    if joined.setdefault(digest, generation) != generation:
-        return False
-    study.set_user_attr(WARM_START_KEY, joined)  # before the generation: it may be cut off
-    return True
+    given: dict[str, int] = dict(study.user_attrs.get(WARM_START_KEY, {}))
+    joining = [arch for arch in warm_start if given.setdefault(_digest(arch), generation) == generation]
+    if joining:
+        study.set_user_attr(WARM_START_KEY, given)  # before the generation: it may be cut off
+    return joining
+
+
+def _digest(architecture: Architecture) -> str:
+    text = json.dumps(architecture.to_dict(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -72,7 +72,8 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def write_network(network: StudentNet, folder: Path, metadata: Mapping[str, Any], dtype: str | None = None) -> None:
-    """Write the files of a network into a folder that exists."""
+    """Write the files of a network into a folder that exists; raise as `check_metadata` does."""
+    metadata = check_metadata(metadata)  # a network's own may have been set by hand
     state = rounded(_checked_state(network), dtype)
     given = {"pretrained_cfg": {"license": metadata["license"]}} if metadata.get("license") else {}
     config_path: Any = folder / CONFIG  # typed as str; older versions of timm take a Path only

@@ -68,10 +68,19 @@ def student(lively_student: Callable[..., StudentNet]) -> StudentNet:
     return student
 
 
+TEXTS = {"data_version": "1.10", "commit": "1234e56", "drift": "NaN", "seen": "true", "range": "12e999", "q": '"'}
+
+
+@pytest.fixture(scope="session")
+def texts() -> dict[str, str]:
+    """Give metadata of `onnx_file` that are text and look like JSON."""
+    return TEXTS
+
+
 @pytest.fixture(scope="session")
 def onnx_file(student: StudentNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give its ONNX file, in a folder of its own: exporting takes seconds."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     figures = {"natural_accuracy": 0.9, "test": {"attack": "PGD-20", "accuracy": np.float64(0.5)}}
-    return export_onnx(student, tmp_path_factory.mktemp("onnx") / "student.onnx", metadata=figures)
+    return export_onnx(student, tmp_path_factory.mktemp("onnx") / "student.onnx", metadata={**figures, **TEXTS})

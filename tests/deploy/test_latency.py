@@ -16,6 +16,7 @@ from torch import nn
 
 import proard_nas  # noqa: F401  (registers the networks)
 from proard_nas.deploy import OnnxNetwork, _runs, _timing, measure_latency
+from proard_nas.deploy.latency import input_shape
 
 
 class Watched(nn.Module):
@@ -129,6 +130,24 @@ def test_the_image_size_is_the_networks_own_by_default():
     network = Watched()
     measure_latency(network, runtime="torch", repeats=1)
     assert network.shapes[0] == (1, 2, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_chans"), [("test_resnet", 1), ("test_resnet", 6), ("test_vit", 2), ("tresnet_m", 3), ("tresnet_m", 1)]
+)
+def test_the_channels_are_those_that_a_network_was_made_with(name, in_chans):
+    with torch.device("meta"):
+        network = timm.create_model(name, in_chans=in_chans)
+    assert input_shape(network, 32) == (in_chans, 32, 32)
+
+
+def test_a_number_format_that_onnx_runtime_has_no_layers_in_is_named(net):
+    student = net.extract(net.space.smallest).bfloat16()
+    with pytest.raises(
+        ValueError, match=r"torch\.bfloat16 on the CPU: call \.float\(\) first, or give runtime='torch'"
+    ):
+        measure_latency(student)
+    assert measure_latency(student, runtime="torch", repeats=1).median_ms > 0
 
 
 def test_what_is_said_of_a_latency_is_plain_json(net):

@@ -252,6 +252,10 @@ def test_evaluate_takes_students_of_ones_own(net, table):
     assert rows[0]["measured_ms"] == pytest.approx(latency(net, archs[0]))
     with pytest.raises(ValueError, match="at least two students, got 1"):
         table.evaluate(net, archs[:1])
+    with pytest.raises(ValueError, match="rounds must be a whole number of at least 2, got 1"):
+        table.evaluate(net, archs, rounds=1)
+    with pytest.raises(ValueError, match="budget_s must be above 0"):
+        table.evaluate(net, archs, budget_s=0)
 
 
 # -- use --------------------------------------------------------------------------------------
@@ -311,6 +315,8 @@ def test_a_saved_table_says_the_same(net, table, tmp_path):
         ({"parts": [{"place": "stem", "key": "stem: ", "sizes": [1], "ms": "1"}]}, "must be a number, got '1'"),
         ({"space": {}}, "space is not the one"),
         ({"network": {"name": "resnet18", "args": {}}}, "'resnet18' is no supernet"),
+        ({"network": {"name": "proard_dyn_resnet_tini", "args": {}}}, "Did you mean 'proard_dyn_resnet_tiny'"),
+        ({"network": {"name": "hf-hub:timm/resnet18.a1_in1k", "args": {}}}, "unknown network 'hf-hub:timm"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(table, tmp_path, change, message):
@@ -427,7 +433,9 @@ def test_a_measured_table_ranks_small_before_large(runtime):
         ({"n_students": 3}, "n_students must be a whole number of at least 4, got 3"),
         ({"n_holdout": -1}, "n_holdout"),
         ({"max_parts": 0}, "max_parts"),
-        ({"rounds": 0}, "rounds"),
+        ({"rounds": 1}, "rounds must be a whole number of at least 2, got 1"),
+        ({"budget_s": -1}, "budget_s must be above 0 seconds, got -1"),
+        ({"budget_s": float("nan")}, "budget_s must be above 0 seconds, got nan"),
         ({"clock": "cpu", "threads": 2}, "needs threads=1"),
     ],
 )

@@ -20,6 +20,7 @@ import proard_nas
 from proard_nas.data import ArraySource
 from proard_nas.deploy import OnnxNetwork, export_onnx, measure_latency, onnx_metadata
 from proard_nas.deploy import onnx as onnx_module
+from proard_nas.deploy._exporting import frozen
 from proard_nas.deploy.onnx import onnx_difference
 from proard_nas.evaluation import UncalibratedError, evaluate
 from proard_nas.supernets import SUPERNETS
@@ -245,6 +246,29 @@ def test_wrong_options_are_named_early(student, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         export_onnx(student, tmp_path / "student.onnx", **options)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_export")
+def test_a_students_own_metadata_are_looked_at_too(student, tmp_path, monkeypatch):
+    monkeypatch.setattr(student, "metadata", {"robust_accuracy": 0.5})
+    with pytest.raises(ValueError, match="without 'attack' and 'eps'"):
+        export_onnx(student, tmp_path / "student.onnx")
+
+
+def test_of_a_supernet_what_is_known_goes_along_but_no_other_students_figures(lively_supernet, images):
+    net = lively_supernet("proard_dyn_resnet_tiny")
+    net.train()(images(net, 16))
+    net.metadata = {"seed": 3, "natural_accuracy": 0.9}
+    net.pretrained_cfg |= {"license": "mit", "label_names": list("abcdefghij")}
+    largest = frozen(net)
+    net.set_active(net.space.smallest)
+    net(images(net, 16))
+    active = frozen(net)
+    assert largest.metadata == {"seed": 3, "natural_accuracy": 0.9}
+    assert active.metadata == {"seed": 3}
+    for student in (largest, active):
+        assert student.pretrained_cfg["license"] == "mit"
+        assert student.pretrained_cfg["label_names"] == list("abcdefghij")
 
 
 @pytest.mark.usefixtures("no_export")

@@ -15,7 +15,7 @@ from onnx.numpy_helper import to_array
 from proard_nas._random import derive_seed
 from proard_nas.attacks import WorstCasePGD
 from proard_nas.data import ArraySource
-from proard_nas.deploy import onnx_metadata, quantization_report, quantize_onnx
+from proard_nas.deploy import int8_report, onnx_metadata, quantization_report, quantize_onnx
 from proard_nas.deploy import quantization as quantization_module
 from proard_nas.evaluation import AttackSettings, UncalibratedError, evaluate
 
@@ -95,6 +95,12 @@ def test_the_file_is_smaller_close_to_the_float_one_and_keeps_what_it_says(stude
     }  # fmt: skip
     assert facts == onnx_metadata(files[0])
     assert facts["note"] == "from the student"
+
+
+def test_text_comes_back_as_text_from_both_files(files, texts):
+    for path in files:
+        facts = onnx_metadata(path)
+        assert {name: facts[name] for name in texts} == texts
 
 
 def test_percentiles_leave_outliers_out_of_the_ranges(files, calibration, tmp_path, capfd):
@@ -212,6 +218,13 @@ def test_a_file_against_itself_has_the_same_figures(student, files, source):
     for attack in ("natural", "pgd", "square"):
         assert getattr(found.float32, attack).accuracy == getattr(found.int8, attack).accuracy
     assert found.agreement == 1
+
+
+@pytest.mark.parametrize("spoil", [lambda x, y: (2 * x, y), lambda x, y: (x, y + 99)])
+def test_images_and_labels_are_looked_at_before_the_attacks(student, files, source, monkeypatch, spoil):
+    monkeypatch.setattr(int8_report, "_transfer", lambda *_: pytest.fail("attacked first"))
+    with pytest.raises(ValueError):  # noqa: PT011  (what evaluate says of them)
+        quantization_report(student, *files, ArraySource(*spoil(source.x, source.y)))
 
 
 def test_another_students_file_and_an_uncalibrated_student_are_refused(files, source, lively_supernet, lively_student):

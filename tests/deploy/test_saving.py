@@ -220,6 +220,17 @@ def test_metadata_that_cannot_be_true_or_kept_are_refused(tmp_path, student, met
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [({"macs": 1}, "must not give 'macs'"), ({"robust_accuracy": 0.5}, "without 'attack' and 'eps'")],
+)
+def test_metadata_of_a_networks_own_are_looked_at_too(tmp_path, student, monkeypatch, metadata, message):
+    monkeypatch.setattr(student, "metadata", metadata)
+    with pytest.raises(ValueError, match=message):
+        student.save(tmp_path / "s")
+    assert not list(tmp_path.iterdir())
+
+
 # -- what cannot be saved ---------------------------------------------------------------------
 
 

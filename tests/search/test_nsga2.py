@@ -468,6 +468,21 @@ class TestContinuing:
         with pytest.raises(ValueError, match="another program"):
             search(LARGE, predict, cost, storage=storage, n_generations=1, **SETTINGS)
 
+    def test_a_study_of_other_directions_is_refused_and_left_as_it_is(self):
+        storage = optuna.storages.InMemoryStorage()
+        study = optuna.create_study(storage=storage, study_name="s", directions=["minimize", "minimize"])
+        with pytest.raises(ValueError, match=r"has the directions \['minimize', 'minimize'\]"):
+            search(LARGE, predict, cost, storage=storage, n_generations=1, **SETTINGS)
+        assert study.user_attrs == {}
+
+    def test_what_a_refinement_has_found_counts_also_without_another(self):
+        storage = optuna.storages.InMemoryStorage()
+        search(MEDIUM, predict, cost, storage=storage, n_generations=6, **(SETTINGS | {"refine": True}))
+        later = search(MEDIUM, predict, cost, storage=storage, n_generations=1, **SETTINGS)
+        best = later.study.best_trials
+        assert any("proard_nas:refined_after" in trial.system_attrs for trial in best)
+        assert {(c.natural_accuracy, c.robust_accuracy) for c in later.front} == {tuple(t.values) for t in best}
+
     def test_a_search_that_was_cut_off_goes_on_after_its_last_whole_generation(self, tmp_path):
         calls = []
 
@@ -502,15 +517,33 @@ class TestContinuing:
         assert [t.params for t in study.trials] == [t.params for t in whole.study.trials]
         assert [t.number for t in study.trials] == list(range(32))
 
-    def test_a_generation_cut_off_under_another_seed_is_written_anew(self):
+    @pytest.mark.parametrize("n_of_this_seed", [0, 4])
+    @pytest.mark.parametrize("n_of_another", [3, 5])
+    def test_a_generation_cut_off_under_another_seed_is_written_anew(self, n_of_another, n_of_this_seed):
         storage = optuna.storages.InMemoryStorage()
+        expected = search(LARGE, predict, cost, n_generations=4, **SETTINGS)
         other = search(LARGE, predict, cost, n_generations=3, **(SETTINGS | {"seed": 1}))
         search(LARGE, predict, cost, storage=storage, n_generations=2, **SETTINGS)
-        optuna.load_study(storage=storage, study_name="s").add_trials(other.study.trials[16:19])
+        study = optuna.load_study(storage=storage, study_name="s")
+        study.add_trials(other.study.trials[16 : 16 + n_of_another])
+        study.add_trials(expected.study.trials[16 : 16 + n_of_this_seed])
         for n_generations in (1, 1):
             again = search(LARGE, predict, cost, storage=storage, n_generations=n_generations, **SETTINGS)
-        expected = search(LARGE, predict, cost, n_generations=4, **SETTINGS)
         assert again.to_dict() == expected.to_dict()
+        assert len(study.trials) == 32 + n_of_another
+
+    def test_a_study_without_the_members_indices_goes_on_as_it_did(self):
+        storage = optuna.storages.InMemoryStorage()
+        whole = search(LARGE, predict, cost, n_generations=4, **SETTINGS)
+        older = whole.study.trials[:19]
+        for trial in older:
+            del trial.system_attrs["proard_nas:member"]
+        study = optuna.create_study(storage=storage, study_name="s", directions=["maximize", "maximize"])
+        study.set_user_attr("proard_nas:settings", whole.study.user_attrs["proard_nas:settings"])
+        study.add_trials(older)
+        again = search(LARGE, predict, cost, storage=storage, n_generations=2, **SETTINGS)
+        assert again.to_dict() == whole.to_dict()
+        assert len(study.trials) == 32
 
     def test_a_warm_start_joins_once(self):
         given = LARGE.sample_distinct(30, seed=3)
@@ -524,6 +557,15 @@ class TestContinuing:
         assert "warm_starts" in str(parts.study.user_attrs)
         later = search(LARGE, predict, cost, storage=storage, n_generations=1, warm_start=[MIDDLE], **SETTINGS)
         assert LARGE.to_genes(MIDDLE) in [list(t.params.values()) for t in later.study.trials[24:]]
+
+    def test_a_warm_start_joins_without_those_that_have_joined_before(self):
+        storage = optuna.storages.InMemoryStorage()
+        first, second = LARGE.sample_distinct(2, seed=3)
+        for given in ([first], [first, second]):
+            found = search(LARGE, predict, cost, storage=storage, n_generations=1, warm_start=given, **SETTINGS)
+        genes = [list(t.params.values()) for t in found.study.trials]
+        assert genes.index(LARGE.to_genes(second)) == 8
+        assert genes.count(LARGE.to_genes(first)) == 1
 
 
 class TestWithPredictor:

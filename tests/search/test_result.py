@@ -288,13 +288,17 @@ class TestFile:
             ({"front": [{"macs": 1}]}, "must have the fields"),
             ({"objectives": ["speed"]}, "unknown objective"),
             ({"constraints": {"max_flops": -1}}, "max_flops"),
+            ({"constraints": {"max_flop": 1}}, "damaged search result: .*max_flop"),
+            ({"generations": [{}]}, "lacks 'number'"),
+            ({"front": 5}, "damaged search result"),
         ],
     )
     def test_refuses_what_it_cannot_read(self, result, tmp_path, change, message):
         path = tmp_path / "result.json"
         path.write_text(json.dumps(result.to_dict() | change))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as caught:
             SearchResult.load(path)
+        assert str(caught.value).startswith(f"{path}: ")
 
     def test_refuses_a_missing_field(self, result):
         data = result.to_dict()
