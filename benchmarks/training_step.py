@@ -50,7 +50,7 @@ from proard_nas.training import (
     make_schedule,
     plan_training,
 )
-from proard_nas.training.step import Job
+from proard_nas.training.jobs import Job, draw_students, job_macs
 
 BATCHES = {"proard_dyn_resnet50": 16, "proard_dyn_mobilenetv3": 32}
 QUICK = {"proard_dyn_resnet_tiny": 8}
@@ -83,28 +83,33 @@ class Library:
         self.trainer = Trainer(self.net, source, self.x, settings, teacher=self.teacher)
         self.stage = make_schedule("random", self.net.space)[-1]
         self.start(self.stage)
-        students = {seed: self.trainer._draw(self.stage, seed)[0] for seed in range(DRAWS)}
+        students = {seed: draw_students(self.net, self.stage, seed)[0] for seed in range(DRAWS)}
         costs = sorted((self.net.cost(arch).macs, seed) for seed, arch in students.items())
         self.seed = costs[DRAWS // 2][1]  # of the draw of the median student
         self.arch = students[self.seed]
 
     def start(self, stage: Stage) -> None:
         """Begin a stage with an optimizer of its own."""
-        self.trainer._make_optimizer(stage, n_steps=1000)
+        self.trainer.updater.start(stage, n_steps=1000)
 
     def step(self, stage: Stage | None = None) -> float:
         """Draw, attack, teach, update, check and account, as the training loop does."""
         stage, trainer = stage or self.stage, self.trainer
         job = self.job(stage)
         loss = trainer.step(job, self.x, self.y)
-        trainer._macs(job, self.x)
+        self.macs(job)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss}")
         return loss
 
     def job(self, stage: Stage) -> Job:
-        students = self.trainer._draw(stage, self.seed)
-        return Job.of(stage, self.trainer._budget(stage), students, self.seed, len(self.x), awp=0.0)
+        students = draw_students(self.net, stage, self.seed)
+        budget = stage.budget(self.trainer.settings.budget)
+        return Job.of(stage, budget, students, self.seed, len(self.x), awp=0.0)
+
+    def macs(self, job: Job) -> float:
+        """Multiply-accumulates that a step takes for each image."""
+        return job_macs(self.net, job, (int(self.x.shape[2]), int(self.x.shape[3])))
 
     def prepare(self, precision: Precision) -> None:
         """Go on with another precision."""
@@ -393,7 +398,7 @@ def measure_throughput(library: Library, repeats: int) -> dict[str, Any]:
     """Measure images and floating-point operations (two for a MAC) a second of the largest network's steps."""
     stage, device = largest_only(library), library.device
     matmul = matmul_rate(device)
-    macs = library.trainer._macs(library.job(stage), library.x) * len(library.x)
+    macs = library.macs(library.job(stage)) * len(library.x)
     rows = {}
     for precision in CANDIDATES:
         library.prepare(precision)

@@ -75,6 +75,7 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
         seed=derive_seed(seed, "split"),
         in_chans=(estimator.model_args or {}).get("in_chans"),
     )
+    _check_same_data(data)
     supernet = _build_supernet(estimator, data, seed, earlier is not None)
     stages = stages_of(estimator, supernet)
     _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
@@ -205,6 +206,19 @@ def _make_model(estimator: ProARDEstimator, **args: Any) -> Supernet:
             return cast(Supernet, timm.create_model(estimator.model, **{**args, **given}))
     except TypeError as error:
         raise TypeError(f"{estimator.model!r} does not take model_args={given!r}: {error}; {CHOICES}") from error
+
+
+def _check_same_data(data: PreparedData) -> None:
+    """Raise ValueError if processes that train together were given different data."""
+    summary = data.summary
+    own = (summary.n_train, summary.n_val, summary.classes.tolist(), summary.in_chans, summary.image_size)
+    values = [*summary.mean, *summary.std]
+    for other, others in distributed.gather((own, values)):
+        if other != own or not np.allclose(others, values, atol=1e-5):  # other processors round otherwise
+            raise ValueError(
+                "the processes were given different data (counts or sizes of images, classes, or means of pixels); "
+                "allowed: the whole of it in each, without a DistributedSampler: every batch is shared out here"
+            )
 
 
 def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int, warm: bool) -> Supernet:

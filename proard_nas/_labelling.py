@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,8 @@ def _measured(
     supernet = estimator.supernet_
     before = distributed.from_main(_seconds_on_record(record, architectures))  # nobody adds to it before all know it
     with estimator.spent_.measure("labelling", estimator.device_) as spent:
-        new = _label_students(estimator, architectures, val, record)
+        # Without work, only so that the energy's counter is read on the way: it wraps.
+        new = _label_students(estimator, architectures, val, record, on_label=lambda label: spent.add())
         macs = expected_macs(estimator, supernet, len(new), len(val))
         spent.add(macs=macs, images=len(new) * len(val), steps=len(new))
     if before:
@@ -173,7 +174,11 @@ def _seconds_on_record(record: File, architectures: Sequence[Architecture]) -> f
 
 
 def _label_students(
-    estimator: ProARDEstimator, architectures: Sequence[Architecture], val: Source, record: File = None
+    estimator: ProARDEstimator,
+    architectures: Sequence[Architecture],
+    val: Source,
+    record: File = None,
+    on_label: Callable[[Label], object] | None = None,
 ) -> Labels:
     return label_students(
         estimator.supernet_,
@@ -185,6 +190,7 @@ def _label_students(
         n_jobs=estimator.n_jobs,
         record=record,
         progress=estimator.progress,
+        on_label=on_label,
     )
 
 

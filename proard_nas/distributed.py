@@ -98,6 +98,18 @@ def from_main(value: Value) -> Value:
     return values[0]
 
 
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process run the block before the others, which find what it has downloaded or written."""
+    if not is_main():
+        wait_for_all()
+    try:
+        yield
+    finally:
+        if is_main():
+            wait_for_all()
+
+
 def wait_for_all() -> None:
     """Wait until every process is here."""
     if is_on():

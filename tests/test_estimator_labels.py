@@ -18,7 +18,7 @@ from proard_nas.data import ArraySource
 from proard_nas.evaluation import population
 from proard_nas.evaluation.population import images_checksum
 from proard_nas.search import active
-from proard_nas.training import Stage, Trainer
+from proard_nas.training import Stage, Trainer, accounting
 
 SMALL = {
     "model": "proard_dyn_resnet_tiny",
@@ -172,6 +172,15 @@ def test_more_labels_later_are_what_fit_would_have_measured(fitted, train, val):
     assert fitted.predictor_score_ == whole.predictor_score_
     assert fitted.spent_.entries["labelling"].images == 20 * 40
     assert fitted.n_labels == 12  # parameters are the user's
+
+
+def test_the_energy_counter_is_read_on_the_way_through_many_students(fitted, monkeypatch):
+    """It wraps after some tens of minutes, and one wrap at most is noticed between two readings."""
+    readings = []
+    monkeypatch.setattr(accounting, "READ_EVERY", 0.0)
+    monkeypatch.setattr(accounting.EnergyMeter, "joules", lambda meter: float(readings.append(1) or len(readings)))
+    fitted.label(20)
+    assert len(readings) > 8
 
 
 def test_active_choice_goes_on_after_fit(fitted):

@@ -70,7 +70,7 @@ def validation_data(arguments: argparse.Namespace, estimator: ProARDEstimator) -
     ------
     ValueError
         If ``--data`` is not what the estimator was fitted on: other images, or the same ones in another order. With
-        ``--replace``, as many images are enough.
+        ``--replace``, as many training images are enough.
     """
     from proard_nas._labelling import check_same_images
     from proard_nas._random import derive_seed
@@ -82,17 +82,19 @@ def validation_data(arguments: argparse.Namespace, estimator: ProARDEstimator) -
         return own if isinstance(own, tuple) else (own, None)
     if arguments.data is None:
         raise ValueError("a loaded estimator has no validation data; give --data (that of fit) or --val-data")
+    data = training_data(arguments, size)
     x, y = validation_part(
-        *training_data(arguments, size),
+        *data,
         val_fraction=estimator.val_fraction,
         seed=derive_seed(estimator.seed_, "split"),
         num_classes=estimator.num_classes,
         batch_size=estimator.batch_size,
     )
-    if len(x) != estimator.n_val_:
+    n_train = len(data[0]) - len(x)
+    if n_train != estimator.n_train_:
         raise ValueError(
-            f"--data {arguments.data} holds out {len(x)} validation images, but the estimator's fit had "
-            f"{estimator.n_val_}; allowed: the data of fit, or --val-data"
+            f"--data {arguments.data} has {n_train} training images beside those held out, but the estimator's fit had "
+            f"{estimator.n_train_}; allowed: the data of fit, or --val-data"
         )
     if not getattr(arguments, "replace", False):
         check_same_images(estimator, x, y)
@@ -103,4 +105,7 @@ def _open(arguments: argparse.Namespace, data: str, part: Any, image_size: Size,
     from proard_nas.data import open_data
 
     size = arguments.image_size or (None if Path(data).is_file() else image_size)
+    other = {arguments.data, getattr(arguments, "val_data", None)} - {data, None}
+    if Path(data).exists() and not all(Path(name).exists() for name in other):  # whose flags they are
+        return open_data(data, part, image_size=size, **more)
     return open_data(data, part, image_size=size, root=arguments.root, download=arguments.download, **more)

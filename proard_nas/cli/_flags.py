@@ -15,6 +15,8 @@ Kind = Callable[[str], Any]
 def number(text: str) -> float:
     """Return a number, or a fraction such as ``8/255``."""
     above, _, below = text.partition("/")
+    if below and not float(below):
+        raise ValueError(f"{text} divides by zero")
     return float(above) / float(below or 1)
 
 

@@ -56,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of natural, {', '.join(ATTACKS)} (default: natural fgsm pgd)",
     )
     group.add_argument("--eps", type=number, help="largest change of a pixel (default: training's, else 8/255)")
-    group.add_argument("--step-size", type=number, help="of pgd and cw (default: the estimator's, else eps / 4)")
+    group.add_argument(
+        "--step-size", type=number, help="of pgd and cw (default: the estimator's, in proportion to eps, else eps / 4)"
+    )
     group.add_argument("--steps", type=int, help="of pgd and cw (default: the estimator's eval_steps, else 20)")
     group.add_argument("--queries", type=int, help="of square (default: 5000)")
     group.add_argument("--worst-case", action="store_true", help="an image must survive this attack and all before it")
@@ -131,7 +133,8 @@ def _attacks(
     from proard_nas.evaluation import AttackSettings
 
     if arguments.eps is not None:
-        eps, step_size = arguments.eps, arguments.eps / 4
+        step_size = step_size * arguments.eps / eps if step_size and eps else None
+        eps = arguments.eps
     eps = EPS if eps is None else eps
     wanted = (arguments.step_size, step_size, eps / 4)
     step_size = next(value for value in wanted if value is not None)

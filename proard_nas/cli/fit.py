@@ -70,17 +70,25 @@ def run(arguments: argparse.Namespace) -> Report | None:
     """Run the command; processes other than the main one have nothing to report."""
     from proard_nas import distributed
     from proard_nas._estimator_io import check_target
+    from proard_nas._fitting import check_parameters, device_of
 
     check_target(arguments.out)
-    if arguments.checkpoint_dir and Path(arguments.checkpoint_dir).resolve() == Path(arguments.out).resolve():
-        raise ValueError(f"--out and --checkpoint-dir are both {arguments.out}; allowed: two folders")
-    estimator = _estimator(arguments)
-    x, y = training_data(arguments)
-    classes = getattr(x, "classes", None)
-    validation = own_validation(arguments, None if classes is None else list(map(str, classes)))
     out = Path(arguments.out).resolve()
-    folder = arguments.checkpoint_dir or out.with_name(f"{out.name}.run")
-    estimator.fit(x, y, val_loader=validation, checkpoint_dir=folder)
+    folder = Path(arguments.checkpoint_dir or out.with_name(f"{out.name}.run")).resolve()
+    if folder.is_relative_to(out):
+        raise ValueError(
+            f"--checkpoint-dir {arguments.checkpoint_dir} is --out {arguments.out} or lies in it; allowed: a folder "
+            "outside of it"
+        )
+    estimator = _estimator(arguments)
+    size = getattr(estimator, "image_size_", None)  # of an estimator that training goes on from
+    check_parameters(estimator)
+    with distributed.process_group(device_of(estimator)):
+        with distributed.main_first():
+            x, y = training_data(arguments, size)
+            classes = getattr(x, "classes", None)
+            validation = own_validation(arguments, None if classes is None else list(map(str, classes)), size)
+        estimator.fit(x, y, val_loader=validation, checkpoint_dir=folder)
     estimator.save(arguments.out)
     if not distributed.is_main():
         return None

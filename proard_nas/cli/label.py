@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from ._data import add_data, validation_data
 from ._report import Report
@@ -30,18 +31,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "the data of fit, of which the held-out part is used again", validation=True)
 
 
-def run(arguments: argparse.Namespace) -> Report:
-    """Run the command."""
+def _check_record(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for a record in an estimator's folder, which would then hold a file that is none of its own."""
+    if arguments.record is None:
+        return
+    for folder in filter(None, (arguments.estimator, arguments.out)):
+        if Path(arguments.record).resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(
+                f"--record {arguments.record} lies in the estimator's folder {folder}; allowed: a file outside of it"
+            )
+
+
+def run(arguments: argparse.Namespace) -> Report | None:
+    """Run the command; processes other than the main one have nothing to report."""
+    from proard_nas import distributed
     from proard_nas._estimator_io import check_target
 
     folder = arguments.out or arguments.estimator
     if folder is None:
         raise ValueError("--pretrained needs --out FOLDER: what comes with the library stays as it is")
     check_target(folder)
+    _check_record(arguments)
     estimator = open_estimator(arguments)
     x, y = validation_data(arguments, estimator)
     estimator.label(arguments.n_labels, x, y, record=arguments.record, replace=arguments.replace)
     estimator.save(folder)
+    if not distributed.is_main():
+        return None
     score = {name: score["rmse"] for name, score in estimator.predictor_score_.items()}
     data = {"estimator": folder, "n_labels": len(estimator.labels_), "predictor": estimator.predictor_score_}
     return Report(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,8 @@ class DatasetSource:
         """
         size = self._batch_size(batch_size)
         settings = {**self.loader_settings, "batch_size": size, "drop_last": drop_last and len(self) >= size}
+        if settings.get("num_workers"):
+            settings["worker_init_fn"] = _LeaveSignals(settings.get("worker_init_fn"))
         generator = torch.Generator().manual_seed(seed or 0)
         if shard[1] > 1:
             sampler = _ShardedBatches(self.dataset, generator, seed is not None, settings, shard)
@@ -137,6 +141,26 @@ class DatasetSource:
         size = self.loader_settings.get("batch_size") or batch_size
         whole_number("batch_size", size, 1)
         return int(size)
+
+
+class _LeaveSignals:
+    """Makes a loader's worker leave Ctrl-C, and the first SIGTERM, to the process that takes its batches.
+
+    Both reach the whole group; a loader whose workers have ended raises an error in place of an orderly stop.
+    """
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self._then = then
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _ignore_once)
+        if self._then is not None:
+            self._then(worker)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 class _ShardedBatches:

@@ -1,9 +1,10 @@
 """Training: schedules of stages, losses with their inner attacks, the loop, its records, precision and cost."""
 
-from .accounting import EnergyMeter, Ledger, Spent
+from .accounting import Ledger, Spent
 from .augment import AUGMENTATIONS, Augmentation, calibration_images
 from .budget import TrainingCost, training_cost
 from .checkpoint import CheckpointError, CheckpointStore
+from .energy import EnergyMeter
 from .losses import LOSSES, AttackBudget, Batch, Noise, Objective, Passes, make_loss, register_loss
 from .monitor import Validation
 from .planning import labelling_macs, plan_training

@@ -12,11 +12,12 @@ from proard_nas import distributed
 from proard_nas.supernets import Supernet, load_statistics, statistics_of
 
 from .budget import TrainingCost, duration, stage_macs, training_cost
+from .jobs import Job
 from .losses import make_loss
 from .precision import CANDIDATES, Precision, fastest
 from .stage import Stage
 from .state import copied
-from .step import Job, StepRunner
+from .step import StepRunner
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)

@@ -1,9 +1,8 @@
-"""One training step: students drawn, attacked and taught; their gradients end in the supernet's parameters."""
+"""The gradients of a training step: students attacked and taught; they end in the supernet's parameters."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -17,50 +16,9 @@ from proard_nas.supernets import Architecture, StudentNet, Supernet
 from proard_nas.supernets.slicing import leading, part_of
 from proard_nas.supernets.supernet import share_statistics, statistics_of
 
-from .losses import AttackBudget, Batch, Objective, make_loss
+from .jobs import Job, largest_of
+from .losses import Batch
 from .precision import Precision
-from .stage import Stage
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What one step is to do.
-
-    Parameters
-    ----------
-    loss : Objective
-    budget : AttackBudget
-    students : sequence of Architecture
-    seed : int
-        Of attack starts and dropout.
-    total : int
-        Images of the joined batch over all processes.
-    share_attack, live_teacher : bool, default=False
-        See `Stage`.
-    teacher_loss : Objective, default=None
-        Of the largest student where the teacher is live.
-    awp : float, default=0.0
-        Size of the adversarial weight perturbation relative to each weight's norm; 0 leaves it out.
-    """
-
-    loss: Objective
-    budget: AttackBudget
-    students: Sequence[Architecture]
-    seed: int
-    total: int
-    share_attack: bool = False
-    live_teacher: bool = False
-    teacher_loss: Objective | None = None
-    awp: float = 0.0
-
-    @classmethod
-    def of(
-        cls, stage: Stage, budget: AttackBudget, students: Sequence[Architecture], seed: int, total: int, awp: float
-    ) -> Job:
-        """Return the job of one step of a stage."""
-        live = stage.teacher == "live"
-        taught = make_loss(stage.teacher_loss) if live else None
-        return cls(make_loss(stage.loss), budget, students, seed, total, stage.share_attack, live, taught, awp)
 
 
 class StepRunner:
@@ -118,7 +76,7 @@ class StepRunner:
         share = len(batch.y) / job.total / len(job.students)
         for i, arch in enumerate(job.students):
             net = self._student(arch, job.budget.batch_norm == "running")
-            loss = self.loss_of(job, arch)
+            loss = job.loss_of(arch, largest_of(self.network))
             key = 0 if job.share_attack else i
             with self.precision.autocast(self.device):
                 if key not in adversarial:
@@ -130,10 +88,6 @@ class StepRunner:
             value.backward()  # type: ignore[no-untyped-call]
             total += value.detach()
         return total
-
-    def loss_of(self, job: Job, arch: Architecture) -> Objective:
-        """Return what a student of a step is trained with: a live teacher has a loss of its own."""
-        return job.teacher_loss if job.teacher_loss is not None and self._is_largest(arch) else job.loss
 
     def _batch(self, job: Job, x: Tensor, y: Tensor) -> Batch:
         teacher = self.network if job.live_teacher else self.teacher

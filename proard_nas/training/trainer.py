@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -20,37 +17,29 @@ from proard_nas import distributed
 from proard_nas._random import derive_seed
 from proard_nas.data import ArraySource, Source, check_label_range, check_source, sharded
 from proard_nas.evaluation.calibration import calibrate, check_images
-from proard_nas.supernets import Architecture, StudentNet, Supernet
+from proard_nas.supernets import StudentNet, Supernet
 
 from . import monitor
 from .accounting import Ledger
-from .augment import Augmentation
-from .budget import step_macs
 from .checkpoint import CheckpointStore
+from .jobs import Job, draw_students, job_macs
 from .keeper import Keeper, dropout, frozen
 from .losses import AttackBudget, make_loss
-from .optimizing import make_optimizer
+from .phases import Phase, make_phases, warn_of_skipped
 from .precision import Precision
+from .progress import log_epoch, progress_bar
 from .recovery import roll_back
-from .sampling import SAMPLERS
 from .settings import TrainSettings
 from .signals import SignalWatch
 from .stage import Stage
 from .state import copied
-from .step import Job, StepRunner, reduce_gradients
-from .sync_norm import synced_batch_norm
+from .step import StepRunner
+from .updating import Updater
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 FEW_STEPS = 5  # an inner attack of fewer steps is watched for catastrophic overfitting
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A stage, or the natural training of HAT's helper before it."""
-
-    stage: Stage
-    helper: bool = False
 
 
 class Trainer:
@@ -123,11 +112,10 @@ class Trainer:
         self.runner = StepRunner(network, settings.precision, settings.compile_teacher)
         self.runner.teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
         self.keeper = Keeper(network, self.runner, settings.ema_decay, store, settings.checkpoint_seconds)
+        self.updater = Updater(self.runner, self.keeper, settings)
         self.interrupted: signal.Signals | None = None
-        self._augmentation = Augmentation.from_name(settings.augment)
         self._stop = self._ran = False
         self._signals = SignalWatch()
-        self._set_lr: Callable[[int], None]
         self._bar: tqdm[Any]
 
     @property
@@ -166,7 +154,8 @@ class Trainer:
         Raises
         ------
         ValueError
-            If a stage distils before any stage has trained the largest network.
+            If a stage distils before any stage has trained the largest network, lists choices that the space does not
+            offer or asks for Nesterov's momentum where there is none; or if every batch is too small for batch norm.
         RuntimeError
             At a second call, unless `restore` has found a checkpoint since: a trainer trains once.
         TrainingFailedError
@@ -180,7 +169,10 @@ class Trainer:
         self.settings.precision.prepare(self.network)
         keeper.state.precision = dataclasses.asdict(self.settings.precision)
         n_steps = self.source.n_batches(self.settings.batch_size)
-        with self._progress_bar(phases, n_steps) as self._bar, SignalWatch() as self._signals:
+        with (
+            progress_bar(phases, keeper.state, n_steps, self.settings.progress) as self._bar,
+            SignalWatch() as self._signals,
+        ):
             while keeper.state.phase < len(phases) and not self._stop and not self._is_ended():
                 self._run_phase(phases[keeper.state.phase], n_steps)
             keeper.save()
@@ -189,8 +181,8 @@ class Trainer:
             calibrate(self.network, self.calibration, reduce=True)
             self._notice_late_signal()
         self.network.eval().zero_grad(set_to_none=True)  # as large as the weights, and of no more use
-        if self._is_ended():
-            _warn_of_skipped(phases[keeper.state.phase :])
+        if self._is_ended() and distributed.is_main():
+            warn_of_skipped(phases[keeper.state.phase :])
         return self.history
 
     def restore(self, stages: Sequence[Stage]) -> bool:
@@ -219,22 +211,20 @@ class Trainer:
         return [phase.stage for phase in self._phases(stages)]
 
     def _phases(self, stages: Sequence[Stage]) -> list[Phase]:
-        phases: list[Phase] = []
-        trained = self.trained or self.keeper.own_teacher
+        phases = make_phases(stages, trained=self.trained or self.keeper.own_teacher)
         for stage in stages:
-            loss = make_loss(stage.loss)
-            if loss.needs_teacher and not trained and stage.teacher == "frozen":
-                raise ValueError(f"stage {stage.name!r} distils from a teacher, but no stage before it trains one")
-            if stage.teacher == "live" and (loss.passes.teacher > 1 or loss.passes.teacher_in_attack):
-                raise ValueError(f"stage {stage.name!r}: {stage.loss!r} queries its teacher more than once; "
-                                 "allowed: teacher='frozen'")  # fmt: skip
-            wanted = [loss, *([make_loss(stage.teacher_loss)] if stage.teacher == "live" else [])]
-            if any(getattr(one, "needs_helper", False) for one in wanted) and not any(phase.helper for phase in phases):
-                epochs = max(1, stage.epochs // 5)
-                phases.append(Phase(Stage(f"{stage.name} (helper)", epochs, "natural", lr=stage.lr), helper=True))
-            phases.append(Phase(stage))
-            trained = trained or not stage.elastic
+            if stage.nesterov and not self.settings.momentum:
+                raise ValueError(f"stage {stage.name!r} has nesterov=True, which needs a momentum; got momentum=0")
+            if isinstance(self.network, Supernet):
+                stage.space(self.network.space)
         return phases
+
+    def _is_told_to_stop(self) -> bool:
+        """Heed a signal between two steps, where no other process would have to stop at the same place."""
+        if self._signals.received is None or distributed.is_on():
+            return False
+        self._stop, self.interrupted = True, self._signals.received
+        return True
 
     def _notice_late_signal(self) -> None:
         """Take note of a signal that came after the last step, to whichever process."""
@@ -247,12 +237,12 @@ class Trainer:
         if not keeper.state.entered:
             self._enter(phase)
         with dropout(self.network, stage.drop_rate):
-            self._make_optimizer(stage, n_steps)
+            self.updater.start(stage, n_steps)
             while keeper.state.epoch < stage.epochs and not self._stop and not keeper.state.stopped:
                 reason = self._run_epoch(phase, n_steps)
                 if reason is not None:
                     self._roll_back(phase, reason)
-                    self._make_optimizer(stage, n_steps)
+                    self.updater.start(stage, n_steps)
         if keeper.state.epoch == stage.epochs or keeper.state.stopped:
             self._leave(phase)
 
@@ -300,26 +290,39 @@ class Trainer:
         size = distributed.world_size()
         batches = sharded(self.source, settings.batch_size, seed, distributed.rank(), size)
         with self.ledger.measure(stage.name, self.device) as spent:
-            for step, ((x, y), total) in enumerate(batches):
+            for step, ((x, y), total) in enumerate(self._until_stopped(batches)):
                 if step < first:
+                    if self._is_told_to_stop():
+                        return None
                     continue
                 self._bar.update()
                 state.step = step + 1
-                if total < self._fewest_images():
+                if total < self.updater.fewest_images:
                     continue
                 step_seed = derive_seed(settings.seed, *place, step)
-                students = self._draw(stage, seed if stage.draw == "epoch" else step_seed)
+                students = draw_students(self.network, stage, seed if stage.draw == "epoch" else step_seed)
                 job = Job.of(stage, budget, students, step_seed, total, settings.awp)
                 loss = self.step(job, x, y, state.epoch * n_steps + step)
                 if not math.isfinite(loss):
                     return f"the loss became {loss}"
                 state.losses.append(loss)
                 state.images += total
-                spent.add(macs=self._macs(job, x) * total, images=total, steps=1)
+                macs = job_macs(self.network, job, (int(x.shape[2]), int(x.shape[3])))
+                spent.add(macs=macs * total, images=total, steps=1)
                 if self._stop:
                     return None
                 self.keeper.save_if_due()
+        if self._stop:
+            return None
         return self._end_epoch(phase, time.perf_counter() - start)
+
+    def _until_stopped(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """Pass batches on, up to where a signal to the whole group has ended a loader's workers, too."""
+        try:
+            yield from batches
+        except RuntimeError:
+            if not self._is_told_to_stop():
+                raise
 
     def step(self, job: Job, x: Tensor, y: Tensor, update: int = 0) -> float:
         """Take one optimizer step on the mean loss of the given students; return it, or what is not finite.
@@ -332,31 +335,19 @@ class Trainer:
         update : int, default=0
             The step's number in the stage, which decides its learning rate.
         """
-        optimizer, state = self.keeper.optimizer, self.keeper.state
-        assert optimizer is not None
-        self._set_lr(update)
-        if not state.losses:
-            state.lr = float(optimizer.param_groups[0]["lr"])
-        optimizer.zero_grad(set_to_none=True)
-        x = self._augmented(x.to(self.device), job)
-        with self._synced():
-            share = self.runner.gradients(job, x, y)
-        stop = self._signals.received is not None
-        loss, (stop,) = reduce_gradients(self.network, share, stop)
+        loss, stop = self.updater.update(job, x, y, update, lambda: self._signals.received is not None)
         if stop:
             self._stop, self.interrupted = True, self._signals.received or signal.SIGTERM
-        if not math.isfinite(loss):
-            return loss
-        if self.settings.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad)
-        optimizer.step()
-        if self.keeper.ema is not None:
-            self.keeper.ema.update(self.network, step=update + 1)
         return loss
 
     def _end_epoch(self, phase: Phase, seconds: float) -> str | None:
         """Measure, judge and record an epoch; return what failed, if something did."""
         stage, state = phase.stage, self.keeper.state
+        if not state.losses:
+            raise ValueError(
+                f"no batch of stage {stage.name!r} has the {self.updater.fewest_images} images, over all processes, "
+                "that batch norm needs for a step; allowed: a larger batch_size, or a loader of larger batches"
+            )
         if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
             return "the weights are no longer finite"  # of which the last step's loss could not tell
         with self.ledger.measure(stage.name, self.device):
@@ -375,7 +366,7 @@ class Trainer:
             "stage": stage.name,
             "epoch": state.epoch,
             "global_epoch": len(state.history),
-            "loss": sum(state.losses) / len(state.losses) if state.losses else None,
+            "loss": sum(state.losses) / len(state.losses),
             "lr": state.lr,
             "images": state.images,
             "students": stage.students_per_step,
@@ -407,13 +398,6 @@ class Trainer:
     def _roll_back(self, phase: Phase, reason: str) -> None:
         roll_back(self.keeper, phase.stage, self._budget(phase.stage).n_steps, reason)
 
-    # -- parts --------------------------------------------------------------------------------
-
-    def _make_optimizer(self, stage: Stage, n_steps: int) -> None:
-        scale = self.keeper.state.lr_scale
-        optimizer, self._set_lr = make_optimizer(self.network, stage, self.settings, n_steps, scale)
-        self.keeper.attach(optimizer)
-
     def _budget(self, stage: Stage) -> AttackBudget:
         budget = stage.budget(self.settings.budget)
         steps = self.keeper.state.attack_steps
@@ -421,73 +405,10 @@ class Trainer:
             return budget
         return dataclasses.replace(budget, method="pgd", steps=steps, step_size=2.5 * budget.eps / steps / 2)
 
-    def _augmented(self, x: Tensor, job: Job) -> Tensor:
-        generator = torch.Generator(x.device).manual_seed(derive_seed(job.seed, "augment"))
-        return self._augmentation(x, generator, total=job.total, rank=distributed.rank(), size=distributed.world_size())
-
-    def _draw(self, stage: Stage, seed: int) -> list[Architecture]:
-        """Return the students of a step."""
-        if not isinstance(self.network, Supernet):
-            return [self.network.arch]
-        rng = np.random.default_rng(seed)
-        return SAMPLERS[stage.sampler](stage.space(self.network.space), stage.students_per_step, rng, self._cost)
-
-    def _cost(self, arch: Architecture, img_size: tuple[int, int] | None = None) -> float:
-        return self.network.cost(arch, img_size).macs
-
-    def _macs(self, job: Job, x: Tensor) -> float:
-        """Return the multiply-accumulates that a step takes for each image."""
-        size = (int(x.shape[2]), int(x.shape[3]))
-        students = [self._cost(arch, size) for arch in job.students]
-        largest = self.network.space.largest if isinstance(self.network, Supernet) else self.network.arch
-        losses = [self.runner.loss_of(job, arch) for arch in job.students]
-        return step_macs(losses, students, self._cost(largest, size), job.budget, job.share_attack, awp=job.awp > 0)
-
-    def _synced(self) -> contextlib.AbstractContextManager[None]:
-        return synced_batch_norm(self.network) if self._is_synced() else contextlib.nullcontext()
-
-    def _is_synced(self) -> bool:
-        return self.settings.sync_batch_norm and distributed.is_on()
-
-    def _fewest_images(self) -> int:
-        """Return the smallest joined batch that is trained on: batch norm has no statistics of one image."""
-        size = distributed.world_size()
-        return max(2, size) if self._is_synced() else 2 * size
-
-    @contextlib.contextmanager
-    def _progress_bar(self, phases: Sequence[Phase], n_steps: int) -> Iterator[tqdm[Any]]:
-        """Give one bar over the steps of all stages, silent where the output is no terminal."""
-        epochs = [phase.stage.epochs for phase in phases]
-        state = self.keeper.state
-        done = (sum(epochs[: state.phase]) + state.epoch) * n_steps + state.step
-        shown = self.settings.progress and distributed.is_main()
-        with tqdm(
-            total=sum(epochs) * n_steps,
-            initial=done,
-            unit="step",
-            disable=None if shown else True,
-            delay=2,
-            leave=False,
-        ) as bar:
-            yield bar
-
     def _report(self, record: dict[str, Any], stage: Stage) -> None:
-        found = record.get("validation")
-        measured = "" if found is None else f", validation natural {found['natural']:.3f} robust {found['robust']:.3f}"
-        level = logging.INFO if distributed.is_main() else logging.DEBUG
-        logger.log(
-            level, "%s %d/%d: loss %.4f, lr %.2g, %.1f s%s",
-            stage.name, record["epoch"] + 1, stage.epochs, record["loss"] or math.nan, record["lr"],
-            record["seconds"], measured,
-        )  # fmt: skip
+        log_epoch(record, stage.epochs)
         if self.on_epoch is not None and any(distributed.gather(bool(self.on_epoch(record)))):
             self.keeper.state.stopped = True
-
-
-def _warn_of_skipped(phases: Sequence[Phase]) -> None:
-    names = [phase.stage.name for phase in phases if phase.stage.elastic]
-    if names and distributed.is_main():
-        logger.warning("a callback ended training before the stages %s: their students are untrained", ", ".join(names))
 
 
 def _check(network: StudentNet, source: Source, calibration: Tensor) -> None:

@@ -35,7 +35,8 @@ def test_the_help_of_all_names_every_command(capsys):
 
 
 @pytest.mark.parametrize("argv", [["search"], ["fit", "--data", "x.npz"], ["models", "--epochs", "3"], ["searhc"],
-                                  ["quickstart", "--epochs", "many"], ["evaluate", "--attack", "pdg"]])  # fmt: skip
+                                  ["quickstart", "--epochs", "many"], ["evaluate", "--attack", "pdg"],
+                                  ["fit", "--data", "x", "--out", "y", "--eps", "8/0"]])  # fmt: skip
 def test_wrong_arguments_end_with_2_and_say_nothing_on_stdout(argv, capsys):
     with pytest.raises(SystemExit) as end:
         main(argv)
@@ -92,15 +93,22 @@ def test_json_is_all_there_is_on_stdout_and_light_commands_start_without_the_est
     assert "from Python" in result.stderr and "from native code" in result.stderr
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_fit_looks_at_its_folders_before_it_trains(tmp_path, capsys, monkeypatch, both):
+@pytest.mark.parametrize(
+    ("notes", "run", "message"),
+    [
+        (True, "run", "holds something else ('notes.txt')"),
+        (False, "out", "allowed: a folder outside of it"),
+        (False, "out/run", "allowed: a folder outside of it"),
+    ],
+)
+def test_fit_looks_at_its_folders_before_it_trains(tmp_path, capsys, monkeypatch, notes, run, message):
     monkeypatch.setattr("proard_nas.ProARDEstimator.fit", None)
     (tmp_path / "out").mkdir()
-    if not both:
+    if notes:
         (tmp_path / "out" / "notes.txt").write_text("mine")
-    argv = ["fit", "--data", "none.npz", "--out", str(tmp_path / "out"), "--checkpoint-dir", str(tmp_path / "out")]
+    argv = ["fit", "--data", "none.npz", "--out", str(tmp_path / "out"), "--checkpoint-dir", str(tmp_path / run)]
     assert main(argv) == 1
-    assert ("allowed: two folders" if both else "holds something else ('notes.txt')") in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_student_without_names_of_classes_takes_the_numbers_of_a_named_data_set():

@@ -107,6 +107,8 @@ def test_a_file_that_is_not_there_is_a_wrong_argument(tmp_path, capsys):
 
 def test_numbers_may_be_fractions_and_sizes_sides():
     assert [number(text) for text in ("8/255", "0.5", "1e-3")] == [8 / 255, 0.5, 1e-3]
+    with pytest.raises(ValueError, match="8/0 divides by zero"):
+        number("8/0")
     assert [size(text) for text in ("32", "24x48")] == [(32, 32), (24, 48)]
 
 

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from proard_nas import deploy
+from proard_nas import ProARDEstimator, deploy
 from proard_nas.cli import main
 
 
@@ -46,6 +46,21 @@ def test_a_latency_table_limits_the_search(fitted, monkeypatch, call):
         assert row["latency_ms"] == pytest.approx(0.1 * blocks) and blocks <= 4
 
 
+def test_a_latency_table_of_another_network_or_of_several_images_is_refused(fitted, tmp_path, fails):
+    estimator = ProARDEstimator.load(fitted)
+    table = deploy.build_latency_table(
+        estimator.supernet_, runtime="torch", threads=1, n_students=4, n_holdout=0, max_parts=5, rounds=2
+    ).to_dict()
+    several = deploy.LatencyTable.from_dict(table | {"setting": table["setting"] | {"batch_size": 16}})
+    several.save(tmp_path / "several.json")
+    argv = ("search", "--estimator", fitted, "--latency-table", tmp_path / "several.json")
+    assert "of batches of 16 images, and a search's milliseconds are those of one" in fails(*argv)
+    args = table["network"]["args"] | {"num_classes": 7}
+    other = deploy.LatencyTable.from_dict(table | {"network": table["network"] | {"args": args}})
+    with pytest.raises(ValueError, match="of another network: its num_classes is 7, not 2"):
+        estimator.search(latency=other)
+
+
 def test_latency_table_passes_its_flags_on(fitted, monkeypatch, tmp_path, call):
     seen = []
 
@@ -76,6 +91,8 @@ def test_export_says_what_is_missing(student, tmp_path, fails):
     assert "--int8 needs --format onnx and --data" in fails(*argv, student, "--int8")
     assert "--int8 needs --format onnx and --data" in fails(*argv, student, "--int8", "--data", "a.npz", "--format",
                                                             "torch-export")  # fmt: skip
+    for flags in ((), ("--int8", "--data", "a.npz")):
+        assert "there is no folder" in fails("export", "no student", "--out", tmp_path / "no" / "a.onnx", *flags)
     assert list(tmp_path.iterdir()) == []
 
 

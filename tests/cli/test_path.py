@@ -16,7 +16,7 @@ from torchvision.transforms.functional import to_tensor
 
 from proard_nas import Architecture, ProARDEstimator, SearchResult, cli
 from proard_nas.cli import main
-from proard_nas.cli._data import validation_data
+from proard_nas.cli._data import own_validation, training_data, validation_data
 from proard_nas.deploy import load_student
 from proard_nas.evaluation.population import images_checksum
 from proard_nas.search import search
@@ -103,11 +103,32 @@ def test_verify_measures_on_the_very_images_that_fit_held_out(estimator, fitted,
     assert measured["measured"]["natural_accuracy"] == pytest.approx(right)
 
 
+def test_a_wrong_number_to_verify_is_refused_before_the_work(fitted, photos, fails, monkeypatch):
+    monkeypatch.setattr(ProARDEstimator, "load", None)
+    argv = ["search", "--estimator", fitted, *SEARCH, "--verify", "-1", "--data", photos]
+    assert "verify must be a whole number of at least 0, got -1" in fails(*argv)
+
+
 def test_verify_needs_data_and_refuses_other_data(fitted, photos, fails, tmp_path):
     argv = ["search", "--estimator", fitted, *SEARCH, "--verify", "1"]
     assert "give --data (that of fit) or --val-data" in fails(*argv)
     assert "--val-split val names a part of --data or --val-data" in fails(*argv, "--val-split", "val")
-    assert "holds out 7 validation images" in fails(*argv, "--data", photos / "test")
+    assert "has 63 training images beside those held out, but the estimator's fit had 117" in fails(
+        *argv, "--data", photos / "test"
+    )
+
+
+def test_the_root_of_a_named_data_set_is_not_that_of_an_archive_beside_it(monkeypatch, photos):
+    seen = []
+    monkeypatch.setattr("proard_nas.data.open_data", lambda data, part, **how: seen.append((data, how)) or (0, 0))
+    named = {"data": "torch/cifar10", "split": None, "val_split": None, "image_size": None}
+    arguments = cli.argparse.Namespace(**named, root="there", download=True, val_data=str(photos))
+    training_data(arguments)
+    own_validation(arguments)
+    assert [(data, how.get("root"), how.get("download")) for data, how in seen] == [
+        ("torch/cifar10", "there", True),
+        (str(photos), None, None),
+    ]
 
 
 def test_the_same_images_in_another_order_are_refused(fitted, photos, fails, tmp_path):
@@ -131,6 +152,23 @@ def test_label_adds_students_and_saves_the_estimator(fitted, photos, tmp_path, c
     assert after.students[:12] == before.students
     assert len(set(after.architectures)) == 14
     assert (tmp_path / "labels.jsonl").stat().st_size > 0
+
+
+def test_a_record_in_an_estimators_folder_is_refused(fitted, photos, tmp_path, fails):
+    """Lines added to the estimator's own file, or a file beside it, would make the folder one that is not loaded."""
+    argv = ["label", "--estimator", fitted, "--data", photos, "--n-labels", "14"]
+    before = (fitted / "labels.jsonl").read_bytes()
+    assert "allowed: a file outside of it" in fails(*argv, "--record", fitted / "labels.jsonl")
+    assert "allowed: a file outside of it" in fails(*argv, "--out", tmp_path / "o", "--record", tmp_path / "o" / "r")
+    assert (fitted / "labels.jsonl").read_bytes() == before
+
+
+def test_labels_can_be_made_anew_on_other_images_and_on_those_of_fit_again(fitted, photos, tmp_path, call):
+    argv = ["label", "--n-labels", "12", "--replace", "--estimator"]
+    call(*argv, fitted, "--val-data", photos / "test", "--out", tmp_path / "other")
+    call(*argv, tmp_path / "other", "--data", photos, "--out", tmp_path / "again")
+    first, again = (ProARDEstimator.load(folder).labels_ for folder in (fitted, tmp_path / "again"))
+    assert [label.robust_accuracy for label in again.students] == [label.robust_accuracy for label in first.students]
 
 
 def test_labels_on_other_images_are_not_mixed(fitted, photos, fails):
@@ -216,6 +254,16 @@ def test_evaluate_attacks_a_saved_student_as_it_was_trained(front, photos, tmp_p
     for argv, eps in ((), 4 / 255), (("--eps", "2/255"), 2 / 255):
         (found,) = call("evaluate", tmp_path / "student", *options, *argv)["results"]
         assert found["eps"] == pytest.approx(eps)
+
+
+def test_an_estimators_step_is_as_large_a_part_of_another_eps(fitted, photos, tmp_path, call):
+    estimator = ProARDEstimator.load(fitted)
+    estimator.step_size = estimator.eps / 8
+    estimator.save(tmp_path / "est")
+    argv = ["evaluate", "--estimator", tmp_path / "est", "--data", photos, "--attack", "pgd", "--max-images", "4"]
+    for eps in (8 / 255, 4 / 255):
+        (found,) = call(*argv, "--eps", eps)["results"]
+        assert (found["eps"], found["step_size"]) == pytest.approx((eps, eps / 8))
 
 
 def test_evaluate_shows_a_table_and_signs_of_masked_gradients(front, photos, capsys):

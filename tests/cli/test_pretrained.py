@@ -64,10 +64,11 @@ def test_it_is_never_overwritten(shipped, fails, photos):
 def test_training_goes_on_from_it_with_its_parameters(shipped, photos, tmp_path, call):
     flags = ("--data", photos, "--image-size", "9", "--epochs", "5")
     call("fit", "--model", NAME, "--pretrained", *flags, "--out", tmp_path / "one")
-    call("fit", "--estimator", shipped, *flags, "--out", tmp_path / "other")
+    call("fit", "--estimator", shipped, "--data", photos, "--epochs", "5", "--out", tmp_path / "other")  # of its size
     est, other = (ProARDEstimator.load(tmp_path / name) for name in ("one", "other"))
     assert len(est.history_) == 4 + 5 and est.lr == 0.1 and est.warm_start
     assert est.history_[:4] == ProARDEstimator.load(shipped).history_
+    assert est.image_size_ == other.image_size_ == (9, 9)
     assert [e["loss"] for e in est.history_] == [e["loss"] for e in other.history_]
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from unittest import mock
@@ -24,9 +25,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from proard_nas import distributed
+from proard_nas import _fitting, distributed
 from proard_nas._random import derive_seed
-from proard_nas.data import ArraySource, DatasetSource, LoaderSource, sharded
+from proard_nas.data import ArraySource, DatasetSource, LoaderSource, prepare, sharded
 from proard_nas.evaluation import AttackSettings, calibrate
 from proard_nas.supernets import statistics_of
 from proard_nas.training import AttackBudget, CheckpointStore, Passes, Stage, Trainer, TrainSettings, Validation
@@ -260,6 +261,28 @@ def collectives(folder):
     return counts
 
 
+def different_data(folder):
+    """A loader that shows each process another part, as with a DistributedSampler; then the whole in both."""
+    said = []
+    for part in (slice(distributed.rank(), 36, 2), slice(0, 36)):
+        x, y = (values[part] for values in images(36))
+        try:
+            _fitting._check_same_data(prepare([(x, y)], val_data=(x, y)))
+            said.append("")
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def main_before_the_other(folder):
+    with distributed.main_first():
+        found = (folder / "downloaded").exists()
+        if distributed.is_main():
+            time.sleep(0.2)
+            (folder / "downloaded").touch()
+    return found
+
+
 SCENARIOS = {
     f.__name__: f
     for f in (
@@ -278,6 +301,8 @@ SCENARIOS = {
         late_signal,
         one_callback_stops,
         collectives,
+        different_data,
+        main_before_the_other,
     )
 }
 
@@ -460,6 +485,15 @@ def test_a_signal_to_one_process_after_the_last_step_is_known_to_both(results):
 
 def test_a_callback_that_ends_training_in_one_process_ends_it_in_both(results):
     assert results("one_callback_stops") == [1, 1]
+
+
+def test_processes_that_were_given_different_data_do_not_train(results):
+    for different, same in results("different_data"):
+        assert "without a DistributedSampler" in different and not same
+
+
+def test_the_main_process_downloads_before_the_others_look(results):
+    assert results("main_before_the_other") == [False, True]
 
 
 def test_a_step_has_one_collective_call(results):

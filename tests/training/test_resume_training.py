@@ -8,11 +8,16 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from proard_nas.data import ArraySource, DatasetSource
 from proard_nas.evaluation import AttackSettings
@@ -324,6 +329,70 @@ def test_a_signal_ends_training_after_the_step_and_a_checkpoint(tmp_path, call, 
     resumed = run(tmp_path / "stopped", stages(Signalling()), seed=3, settings=settings, validation=None)
     assert resumed.steps == 4 - call and resumed.interrupted is None
     compare(resumed, expected)
+
+
+class Slow(Dataset):
+    """Images that are slow to load; while a file is there, one of them brings a signal to the group, as Ctrl-C does."""
+
+    def __init__(self, armed, number):
+        self.armed, self.number, self.images = armed, number, images(21)
+
+    def __len__(self):
+        return 21
+
+    def __getitem__(self, index):
+        if index == 11 and self.armed.exists():
+            self.armed.unlink()
+            os.killpg(0, self.number)
+        time.sleep(0.05)
+        return self.images.x[index], int(self.images.y[index])
+
+
+ON_SIGNAL = """
+import sys
+from pathlib import Path
+from test_resume_training import SETTINGS, Slow, images, supernet
+from torch.utils.data import DataLoader
+from proard_nas.data import DatasetSource, LoaderSource
+from proard_nas.training import CheckpointStore, Stage, Trainer
+folder, number, plain = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "plain"
+loader = DataLoader(Slow(folder / "armed", number), batch_size=3, num_workers=1)
+source = DatasetSource.from_loader(loader) if plain else LoaderSource(loader)
+trainer = Trainer(supernet(), source, images(21).x, SETTINGS, store=CheckpointStore(folder / "run", {}))
+assert source.n_batches(3) == 7  # for which a loader of one's own is passed over once
+(folder / "armed").touch()
+trainer.run([Stage("natural", 3, "natural", lr=0.05)])
+print(trainer.interrupted == number, len(trainer.history), trainer.keeper.state.step < 7)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process at SIGTERM")
+@pytest.mark.parametrize(
+    ("kind", "number"), [("plain", signal.SIGINT), ("plain", signal.SIGTERM), ("own", signal.SIGINT)]
+)
+def test_a_signal_to_the_group_with_a_loaders_workers_ends_training_in_order(tmp_path, kind, number):
+    argv = [sys.executable, "-c", ON_SIGNAL, str(tmp_path), str(int(number)), kind]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    found = subprocess.run(argv, env=environment, start_new_session=True, capture_output=True, text=True, check=False)
+    assert found.stdout.split() == ["True", "0", "True"], found.stderr
+    assert CheckpointStore(tmp_path / "run", {}).load() is not None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process at SIGTERM")
+def test_a_signal_while_a_resumed_epoch_passes_over_what_is_done_ends_it_there(tmp_path):
+    class Sends(ArraySource):
+        def batches(self, *args, **options):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().batches(*args, **options)
+
+    stages = [Stage("natural", 2, Signalling(2), ELASTIC, lr=0.05)]
+    assert run(tmp_path, stages, validation=None).steps == 2  # all of the first epoch, but for its end
+    trainer = make_trainer(tmp_path, validation=None)
+    trainer.source = Sends(images(21).x, images(21).y)
+    assert trainer.restore(stages)
+    trainer.run(stages)
+    state = trainer.keeper.state
+    assert trainer.interrupted is signal.SIGTERM and trainer.steps == 0 and (state.epoch, state.step) == (0, 2)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process at SIGTERM")

@@ -28,7 +28,8 @@ from proard_nas.training import (
     make_loss,
     training_cost,
 )
-from proard_nas.training.step import Job, StepRunner
+from proard_nas.training.jobs import Job
+from proard_nas.training.step import StepRunner
 
 BUDGET = AttackBudget(0.05, 0.02, 2)
 SETTINGS = TrainSettings(batch_size=12, budget=BUDGET, progress=False)

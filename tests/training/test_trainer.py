@@ -11,7 +11,7 @@ import torch
 
 from proard_nas._random import derive_seed
 from proard_nas.attacks import Noise
-from proard_nas.data import ArraySource
+from proard_nas.data import ArraySource, LoaderSource
 from proard_nas.supernets import is_calibrated
 from proard_nas.training import (
     AttackBudget,
@@ -25,7 +25,8 @@ from proard_nas.training import (
     plan_training,
     training_cost,
 )
-from proard_nas.training.step import Job, StepRunner
+from proard_nas.training.jobs import Job
+from proard_nas.training.step import StepRunner
 
 SETTINGS = TrainSettings(batch_size=16, budget=AttackBudget(0.05, 0.02, 2), progress=False)
 
@@ -45,7 +46,9 @@ def source():
 
 def train(source, stages=None, seed=0, **settings):
     net = supernet()
-    trainer = Trainer(net, source, source.x, SETTINGS if not settings else TrainSettings(**settings, seed=seed))
+    trainer = Trainer(
+        net, source, source.head(45).x, SETTINGS if not settings else TrainSettings(**settings, seed=seed)
+    )
     trainer.run(stages or make_schedule("paper", net.space, epochs=4, lr=0.05))
     return net, trainer
 
@@ -62,6 +65,26 @@ def test_what_cannot_be_trained_is_named_before_training(source):
         Trainer(net, ArraySource(source.x, source.y + 1), source.x, SETTINGS)
     with pytest.raises(ValueError, match="at least two images, got 1"):
         Trainer(net, source.head(1), source.x, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (Stage("s", 1, "natural", nesterov=True), "'s' has nesterov=True, which needs a momentum"),
+        (Stage("s", 1, "natural", ("depth",), choices={"depths": (7,)}), r"depths=\[7\] must be a non-empty part"),
+    ],
+)
+def test_a_later_stage_that_cannot_be_trained_is_named_before_the_first(source, stage, message):
+    trainer = Trainer(supernet(), source, source.x, TrainSettings(16, momentum=0.0, progress=False))
+    with pytest.raises(ValueError, match=message):
+        trainer.run([Stage("first", 1, "natural"), stage])
+    assert not trainer.history
+
+
+def test_batches_too_small_for_batch_norm_end_training_that_would_do_nothing(source):
+    loader = LoaderSource([(source.x[i : i + 1], source.y[i : i + 1]) for i in range(9)])
+    with pytest.raises(ValueError, match="no batch of stage 'teacher' has the 2 images"):
+        train(loader)
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 2.5), ("batch_size", "2"), ("seed", "a"), ("seed", -1)])
