@@ -8,8 +8,10 @@ from typing import Any
 import _robustness
 import _study
 from _alone import DEVICES
-from _page import METRICS, NAMES, Page, between, mark, points, shown
+from _page import METRICS, NAMES, Page, between, label, mark, points, shown
 from _shipped_section import PARTS, minus_cells, not_attacked_yet, not_trained_yet, shipped_minus_others
+
+ROWS = 2 * (2 + len(_study.ALONE))  # of table 1: two students of two supernets, and alone
 
 
 def in_short(page: Page) -> None:
@@ -66,7 +68,7 @@ def progressive_minus_random(page: Page) -> Iterator[Sampling]:
         found = record["results"]
         changes = {metric: found["means_by_seed"][metric]["difference"] for metric in ("natural", "pgd20")}
         n, n_seeds = found["n_students_of_all_seeds"], len(changes["natural"]["seeds"])
-        yield f"{found['study']['data']}, figures 2 and 7", n, n_seeds, changes, ""
+        yield f"{label(found['study'])}, figures 2 and 7", n, n_seeds, changes, ""
 
 
 def sampling_words(rows: Sequence[Sampling]) -> str:
@@ -95,7 +97,8 @@ def found_minus_alone(page: Page) -> Iterator[Alone]:
         found = record["results"]
         for method in _study.ALONE:
             changes = {r["metric"]: r for r in found["comparisons"] if (r["which"], r["against"]) == ("found", method)}
-            yield found["study"]["data"], method, found["study"]["budget"]["n_auto"], changes
+            if changes:
+                yield label(found["study"]), method, found["study"]["budget"]["n_auto"], changes
 
 
 def found_words(rows: Sequence[Alone]) -> str:
@@ -142,7 +145,7 @@ def costs(page: Page) -> None:
         for which, one in found["measured"].items():
             cost = one["macs"]
             even, sixty = (n_devices(cost[name]) for name in ("break_even_devices", "devices_for_60"))
-            rows.append([found["study"]["data"], which, even, f"{cost['ratio']['50']:.1f} times", sixty])
+            rows.append([label(found["study"]), which, even, f"{cost['ratio']['50']:.1f} times", sixty])
     if not rows:
         return
     counted = [f"{one['macs']['ratio']['50']:.1f} times ({network})" for network, one in paper.items()]
@@ -168,7 +171,9 @@ def not_measured_yet(page: Page) -> Iterator[str]:
         yield "Table 1 with networks of full size (`--budget gpu-30min`): there was no GPU."
     for found in tables:
         if len(found["table"][0]["natural"]["seeds"]) == 1:
-            yield f"Table 1 on {found['study']['data']}: further seeds than the one."
+            yield f"Table 1 on {label(found['study'])}: further seeds than the one."
+        if len(found["table"]) < ROWS:
+            yield f"Table 1 on {label(found['study'])}: {ROWS - len(found['table'])} of its {ROWS} rows."
     for _, record in page.files("shipped"):
         for what, left in (
             ("Trained alone", not_trained_yet(record["results"])),

@@ -9,6 +9,7 @@ from typing import Any
 
 import _robustness
 import _study
+import _training
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from tabulate import tabulate
@@ -16,6 +17,7 @@ from tabulate import tabulate
 mpl.use("Agg")
 METRICS = _robustness.TABLE
 NAMES = _robustness.NAMES
+COLOURS = {"paper": "tab:blue", "random": "tab:orange", "trades": "tab:green", "rslad": "tab:red", "natural": "0.5"}
 
 
 class Page:
@@ -35,7 +37,7 @@ class Page:
         """Yield the results and the study of each file of a script, between a heading and where they come from."""
         for number, (name, record) in enumerate(self.files(stem)):
             found, study = record["results"], record["results"]["study"]
-            self.add(*([] if number else [title]), f"### {study['data']}", settings(study))
+            self.add(*([] if number else [title]), f"### {label(study)}", settings(study))
             yield found, study
             self.source(name, record)
 
@@ -61,8 +63,9 @@ class Page:
         lasted = f"{minutes} minute{'s' * (minutes != 1)}"
         self.add(
             f"<sub>`{record['command']}`, {record['date'][:10]}, {lasted} in its last run, "
-            f"commit {str(record['commit'])[:8]}{changed}, {machine['cores']} cores ({machine['cpu']}), torch "
-            f"{version['torch']}: [{name}](../benchmarks/results/{name})</sub>"
+            f"commit {str(record['commit'])[:8]}{changed}, {machine['cores']} cores ({machine['cpu']})"
+            f"{', ' + machine['gpu'] if 'gpu' in machine else ''}, torch {version['torch']}: "
+            f"[{name}](../benchmarks/results/{name})</sub>"
         )
 
     def figure(self, name: str, title: str, draw: Callable[[Any], None], width: float = 5.5) -> None:
@@ -87,6 +90,17 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
+def label(study: dict[str, Any]) -> str:
+    """Name a study: its data and, with a network other than its own small one, that and the budget."""
+    plain = study["model"] == _training.RECIPES[study["data"]].model
+    return study["data"] if plain else f"{study['data']}, {study['model']}, {study['budget_name']}"
+
+
+def slug(study: dict[str, Any]) -> str:
+    """Return a study's name as part of a file's."""
+    return label(study).replace(", ", "_")
+
+
 def settings(study: dict[str, Any]) -> str:
     """Describe a study in a sentence."""
     b, r = study["budget"], study["recipe"]
@@ -101,6 +115,8 @@ def training(budget: dict[str, Any], recipe: dict[str, Any]) -> str:
         f"`{recipe['model']}`, {budget['n_train']:,} training images, teacher {budget['teacher_epochs']} epochs "
         f"({recipe['teacher_loss'].upper()}), steps {budget['step_epochs']} epochs ({recipe['loss'].upper()}), inner "
         f"attack {recipe['attack']}{steps} in a ball of {recipe['eps']:.5f}"
+        + ", one cosine over teacher and steps"
+        * bool(recipe.get("one_cosine"))
     )
 
 

@@ -52,6 +52,7 @@ TITLES = {
     "rslad": "RSLAD, alone",
     "natural": "natural, alone",
 }
+CANDIDATES = 3  # of a search, which are measured on validation images, and the best taken
 WORK = _record.RESULTS / ".work"
 LIMIT = 0.2  # of the largest student's multiply-accumulates, for the student that is searched
 
@@ -229,6 +230,9 @@ class Study:
         found: dict[str, Any] = json.loads(self._record(unit).read_text())
         return found
 
+    def is_trained(self, unit: Unit) -> bool:
+        return self._record(unit).exists()
+
     def trained(self, unit: Unit) -> StudentNet:
         """Return a unit's network: from its file or, where that was left behind, from the parts in half precision."""
         made = self.network(unit.seed) if unit.arch is None else self.alone(unit.arch, unit.seed)
@@ -253,8 +257,8 @@ class Study:
         """Train the units that are not yet, and what they are trained from; then do what is to be done with each."""
         wanted = list(dict.fromkeys(part for unit in units for part in (*unit.needs, unit)))
         _training.run_side_by_side(
-            [unit for unit in wanted if not self._record(unit).exists()],
-            lambda unit: all(self._record(one).exists() for one in unit.needs),
+            [unit for unit in wanted if not self.is_trained(unit)],
+            lambda unit: all(self.is_trained(one) for one in unit.needs),
             functools.partial(train_unit, self),
             self.jobs,
             self.title,
@@ -318,10 +322,10 @@ class Study:
         )  # fmt: skip
 
     def found(self, seed: int) -> Architecture:
-        """Return the best of the three students that the search likes most, by validation images; it is remembered."""
+        """Return the best, by validation images, of the few students that the search likes most; it is remembered."""
         path = self.records / f"seed{seed}-found.json"
         if not path.exists():
-            candidates = [one.architecture for one in self.search(seed).most_accurate(3)]
+            candidates = [one.architecture for one in self.search(seed).most_accurate(CANDIDATES)]
             labels = self.labelled(seed, candidates)
             best = int(labels.accuracies.mean(axis=1).argmax())
             _training.write(path, candidates[best].to_dict())
@@ -368,9 +372,13 @@ def train_unit(study: Study, unit: Unit) -> None:
         store=CheckpointStore(study.folder / unit.slug, {**study.settings(), "unit": unit.slug}),
         teacher=teacher,
     )
-    _training.save_tensors(study.folder / f"{unit.slug}.safetensors", network)
-    if study.device != "cpu":  # a lent machine, from which files are carried home
-        _training.save_parts(study.folder / f"{unit.slug}-float16", network)
+    whole, parts = study._weights(unit)
+    if (
+        study.device != "cpu"
+    ):  # a lent machine, from which the parts are carried home: all figures are of what they hold
+        _training.save_parts(parts, network)
+        network.load_state_dict(_training.load_parts(parts))
+    _training.save_tensors(whole, network)
     found = _training.report(trainer, stages, study.recipe.batch_size)
     arch = None if unit.arch is None else unit.arch.to_dict()
     _training.write(study._record(unit), {"seed": unit.seed, "method": unit.method, "arch": arch, **found})
@@ -409,7 +417,9 @@ def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
     made.add_argument("--work", default=WORK, help="folder for records, weights and checkpoints")
     made.add_argument("--records", type=Path, help="folder for the records alone, in place of that of --work")
     made.add_argument("--checkpoint-seconds", type=float, default=60.0)
-    made.add_argument("--out", help=f"default: benchmarks/results/{out}_DATA_BUDGET.json")
+    made.add_argument(
+        "--out", help=f"default: benchmarks/results/{out}_DATA_BUDGET.json, with the model's name where one is given"
+    )
     return made
 
 
@@ -449,7 +459,8 @@ def run(out: str, args: argparse.Namespace, measure: Callable[[Study], dict[str,
     started = time.time()
     study = opened(args)
     found = {"study": study.described(), **measure(study)}
-    path = args.out or _record.RESULTS / f"{out}_{study.data}_{study.name}.json"
+    name = "_".join([out, study.data, study.name, *([args.model] if args.model else [])])
+    path = args.out or _record.RESULTS / f"{name}.json"
     print("wrote", _record.save(path, found, study.budget.seeds[0], started))
     return found
 

@@ -179,6 +179,8 @@ def report(trainer: Trainer, stages: Sequence[Stage], batch_size: int) -> dict[s
         * trainer.source.n_batches(batch_size),
         "training_seconds": spent.seconds,
         "macs": spent.macs,
+        "device": spent.device,
+        "energy_joules": spent.energy_joules,
         "events": trainer.events,
         "history": trainer.history,
     }

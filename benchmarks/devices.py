@@ -1,11 +1,12 @@
 """Figure 8: what it costs to serve N devices: one supernet and a search for each, or one RSLAD training for each.
 
 ``measured``: multiply-accumulates and seconds of this study's own trainings: the teacher, the three steps, labelling,
-the predictor and a search, against RSLAD trainings of single networks from the same teacher, of the largest
-architecture and of the one found under a fifth of its cost. ``paper``: the same counted, not run, for the paper's
-schedule and networks (50,000 images of 32x32; RSLAD 300 epochs from WRN-34-10, which is itself trained for 100 epochs
-with TRADES), and how many devices the paper's factor of 60 would take. A training's multiply-accumulates are those of
-all forward and backward passes; labelling's are an upper bound, no image being fooled early.
+and the predictor, once, and for each device a search and the labels of the candidates it chooses from, against RSLAD
+trainings of single networks from the same teacher, of the largest architecture and of the one found under a fifth of
+its cost. ``paper``: the same counted, not run, for the paper's schedule and networks (50,000 images of 32x32; RSLAD 300
+epochs from WRN-34-10, which is itself trained for 100 epochs with TRADES), and how many devices the paper's factor of
+60 would take. A training's multiply-accumulates are those of all forward and backward passes of its steps; validation
+while it trains counts in its seconds alone. Labelling's are an upper bound, no image being fooled early.
 """
 
 from __future__ import annotations
@@ -52,10 +53,13 @@ def measure(study: Study, paper: bool) -> dict[str, Any]:
 
 def supernet_costs(study: Study, seed: int) -> dict[str, dict[str, float]]:
     """Return what one seed's supernet, its labels, the predictor and a search took."""
+    labels = labelling(study, seed)
+    share = _study.CANDIDATES / study.budget.n_labels
     return {
         "teacher": training(study, Unit(seed, TEACHER)),
         "steps": training(study, Unit(seed, PROGRESSIVE)),
-        "labelling": labelling(study, seed),
+        "labelling": labels,
+        "candidates": {unit: share * value for unit, value in labels.items()},
         **predictor_and_search(study, seed),
     }
 
@@ -74,7 +78,7 @@ def own_costs(
     return {"parts": means, "seeds": parts} | {
         unit: compared(
             once=sum(means[name][unit] for name in ("teacher", "steps", "labelling", "predictor")),
-            each=means["search"][unit],
+            each=means["search"][unit] + means["candidates"][unit],
             alone=means["rslad"][unit],
             alone_once=means["teacher"][unit],
         )
@@ -143,7 +147,7 @@ def compared(once: float, each: float, alone: float, alone_once: float) -> dict[
     Parameters
     ----------
     once, each : float
-        Of the supernet, and of one search.
+        Of the supernet, and of what each device takes.
     alone, alone_once : float
         Of one network alone, and of the teacher that all of them distil from.
     """

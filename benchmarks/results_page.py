@@ -2,7 +2,7 @@
 
     python benchmarks/results_page.py
 
-A section is left out while its files are not there. The paper's own figures (its table 1) are written down here.
+A section is left out while its files are not there. The paper's own figures (its table 1) are in _table1_section.py.
 """
 
 from __future__ import annotations
@@ -26,82 +26,16 @@ import search
 import student_overhead
 import training_step
 from _answers import in_short, n_devices
-from _page import METRICS, NAMES, Page, between, differences, of_seeds, percent, points, training
+from _page import COLOURS, NAMES, Page, between, differences, of_seeds, percent, points, slug, training
 from _shipped_section import shipped
+from _table1_section import table1
 from devices import PAPER_EPOCHS, WIDE_EPOCHS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAPER_TABLE = {
-    "cifar10": [
-        ("ResNet-50, TRADES", 84.7, 59.7, 52.6), ("ResNet-50, RSLAD from WRN-34-10", 86.0, 59.4, 52.6),
-        ("Dyn-ResNet50 student (24.94 M), ProARD", 87.0, 62.8, 54.2), ("MobileNetV3, TRADES", 80.0, 52.2, 48.6),
-        ("MobileNetV3, RSLAD from WRN-34-10", 81.2, 54.5, 50.5),
-        ("Dyn-MBV3 student (5.28 M), ProARD", 80.6, 55.0, 50.9),
-    ],
-    "cifar100": [
-        ("ResNet-50, TRADES", 54.6, 28.7, 25.8), ("ResNet-50, RSLAD from WRN-34-10", 55.3, 29.6, 26.5),
-        ("Dyn-ResNet50 student (27.24 M), ProARD", 60.1, 29.4, 25.9), ("MobileNetV3, TRADES", 53.4, 28.9, 27.2),
-        ("MobileNetV3, RSLAD from WRN-34-10", 54.9, 29.1, 28.7),
-        ("Dyn-MBV3 student (5.41 M), ProARD", 55.3, 28.6, 27.8),
-    ],
-}  # fmt: skip
 PAPER_GAIN = {"natural": 13.0, "pgd20": 14.0}  # best progressive over best random student, Dyn-ResNet, section 5.1
-COLOURS = {"paper": "tab:blue", "random": "tab:orange", "trades": "tab:green", "rslad": "tab:red", "natural": "0.5"}
 
 
 # -- the paper's tables and figures -------------------------------------------------------------------
-
-
-def table1(page: Page) -> None:
-    for found, study in page.studies("table1", "## Table 1: students beside networks trained alone"):
-        b = study["budget"]
-        rows = [
-            [row["which"], _study.TITLES[row["method"]], *(_robustness.with_std(row[m]) for m in METRICS)]
-            for row in found["table"]
-        ]
-        names = NAMES | {"autoattack": f"AutoAttack ({b['n_auto']} images)"}
-        page.table(rows, ["student", "trained", *(f"{names[m]}, %" for m in METRICS)])
-        sizes = {
-            which: ", ".join(f"{one['mmacs']:.1f} MMACs" for one in archs)
-            for which, archs in found["architectures"].items()
-        }
-        page.add(
-            f"{of_seeds(len(found['table'][0]['natural']['seeds']))}, {b['n_test']:,} test "
-            f"images, AutoAttack on the first {b['n_auto']} ({study['autoattack']}; not the reference code). Largest: "
-            f"{sizes['largest'].split(', ')[0]}; found under a fifth of it: {sizes['found']}. TRADES alone learns from "
-            f"labels for all {b['teacher_epochs'] + b['step_epochs']} epochs; RSLAD and both supernets learn from a "
-            f"teacher that had {b['teacher_epochs']}: with so few, that may decide between them more than the method."
-        )
-        differences(page, [((row["which"], row["against"]), row["metric"], row) for row in found["comparisons"]], names)
-        if study["data"] in PAPER_TABLE:
-            params = found["architectures"]["largest"][0]["params"]
-            page.add(
-                "The paper's figures, on all training images: its ResNets have 23.5 to 27.2 M parameters, its "
-                f"MobileNetV3s 4.2 to 5.4 M, the largest student here {params / 1e6:.2f} M. ProARD took 660 epochs; "
-                "those of the others are not given."
-            )
-            page.table(
-                [[row[0], *(f"{value:.1f}" for value in row[1:])] for row in PAPER_TABLE[study["data"]]],
-                ["network", *(f"{NAMES[m]}, %" for m in METRICS[:-1])],
-            )
-        page.figure(
-            f"table1_{study['data']}", "Accuracy against MMACs for each method", lambda ax, f=found: draw_methods(ax, f)
-        )
-
-
-def draw_methods(ax: Any, found: dict[str, Any]) -> None:
-    """Draw PGD-20 (full) and natural accuracy (dashed) of each method at both sizes."""
-    mmacs = {which: np.mean([one["mmacs"] for one in archs]) for which, archs in found["architectures"].items()}
-    for method in dict.fromkeys(row["method"] for row in found["table"]):
-        own = sorted((r for r in found["table"] if r["method"] == method), key=lambda r: mmacs[r["which"]])
-        x = [mmacs[row["which"]] for row in own]
-        for metric, style in (("pgd20", "o-"), ("natural", "s--")):
-            y = [100 * row[metric]["mean"] for row in own]
-            error = [100 * (row[metric]["std"] or 0) for row in own]
-            label = _study.TITLES[method] if metric == "pgd20" else None
-            ax.errorbar(x, y, error, fmt=style, color=COLOURS[method], label=label, capsize=3)
-    ax.set(xlabel="MMACs", ylabel="accuracy, % (PGD-20 full, natural dashed)", xscale="log")
-    ax.figure.legend(fontsize=8, loc="outside lower center", ncols=3)
 
 
 def population(page: Page) -> None:
@@ -122,7 +56,7 @@ def population(page: Page) -> None:
             "accuracies."
         )
         title = "Students' accuracy, first seed"
-        page.figure(f"population_{study['data']}", title, lambda ax, f=found: draw_population(ax, f))
+        page.figure(f"population_{slug(study)}", title, lambda ax, f=found: draw_population(ax, f))
 
 
 def population_words(found: dict[str, Any], output: str) -> str:
@@ -189,10 +123,10 @@ def devices(page: Page) -> None:
              n_devices(one["break_even_devices"]), n_devices(one["devices_for_60"]), f"{one['ratio']['50']:.1f}"]
             for title, one in costs
         ]  # fmt: skip
-        parts = ["supernet, once", "each search", "RSLAD's teacher, once", "each RSLAD"]
+        parts = ["supernet, once", "each device", "RSLAD's teacher, once", "each RSLAD"]
         page.table(rows, ["", *parts, "break-even devices", "devices for 60x", "ratio at 50 devices"])
         page.add(device_words(found, study["budget"]))
-        page.figure(f"devices_{study['data']}", "Cost against devices", lambda ax, c=costs: draw_devices(ax, c))
+        page.figure(f"devices_{slug(study)}", "Cost against devices", lambda ax, c=costs: draw_devices(ax, c))
 
 
 def device_words(found: dict[str, Any], budget: dict[str, Any]) -> str:
@@ -202,12 +136,13 @@ def device_words(found: dict[str, Any], budget: dict[str, Any]) -> str:
     n_seeds = len(measured[0]["seeds"]["rslad"]["seconds"])
     epochs = budget["teacher_epochs"] + budget["step_epochs"]
     text = (
-        f"At 50 devices one supernet and 50 searches cost {between(macs)} times less in multiply-accumulates than a "
-        f"teacher and 50 RSLAD trainings from it, {between(seconds)} times in seconds. "
+        f"At 50 devices one supernet and 50 searches, each with the labels of the {_study.CANDIDATES} students it "
+        f"chooses from, cost {between(macs)} times less in multiply-accumulates than a teacher and 50 RSLAD trainings "
+        f"from it, {between(seconds)} times in seconds. "
         f"{'Means over ' * (n_seeds > 1)}{n_seeds} seed{'s' * (n_seeds > 1)}. The supernet's part holds its teacher, "
         "steps and labels, whose multiply-accumulates are an upper bound; the networks alone share one teacher, "
         f"counted once, and are trained for {epochs} epochs each. Break-even is the number of devices from which the "
-        "supernet is cheaper; never says that a search takes more than a sixtieth of a training."
+        "supernet is cheaper; never says that a device takes more than a sixtieth of a training."
     )
     if paper:
         text += (
@@ -246,7 +181,7 @@ def predicted(page: Page) -> None:
             f"is common to them and the predictor's error may be smaller. {predicted_words(found)}"
         )
         title = "Predicted against measured, first seed"
-        page.figure(f"predicted_{study['data']}", title, lambda ax, f=found: draw_predicted(ax, f))
+        page.figure(f"predicted_{slug(study)}", title, lambda ax, f=found: draw_predicted(ax, f))
 
 
 def predicted_words(found: dict[str, Any]) -> str:
@@ -290,7 +225,7 @@ def generations(page: Page) -> None:
             "the predictor's labels are of. The figure shows predictions."
         )
         title = "Generations, first seed"
-        page.figure(f"generations_{study['data']}", title, lambda ax, f=found: draw_generations(ax, f))
+        page.figure(f"generations_{slug(study)}", title, lambda ax, f=found: draw_generations(ax, f))
 
 
 def predicted_gains(means: dict[str, Any]) -> list[str]:
@@ -388,8 +323,10 @@ each section stands the command of its last run. Long runs were put together fro
 Weights, students and searches were chosen on images split off from the training part, never on test images.
 Differences between methods count as shown where they are larger than twice their standard error over the seeds. With
 three seeds one comparison in five passes that by chance, and nothing is corrected for their number: those marked †,
-whose 95 % t-interval holds zero, are not to be relied on. All seeds are measured on the same test images, so that the
-spread over the seeds says nothing about the choice of images; small numbers of images stand beside their figures."""
+whose 95 % t-interval holds zero, are not to be relied on. Where fewer than all test images are measured on, each seed
+draws its own, and all that is compared within a seed is measured on the same; small numbers of images stand beside
+their figures. In the file of CIFAR-10 that the results were made from, 75 training and 20 test images are decoded JPEG
+copies of the original ones."""
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from proard_nas import Architecture, ProARDEstimator
 from proard_nas.training import Ledger
@@ -24,7 +25,17 @@ SCRIPTS = ("table1", "population", "widths", "devices", "predicted", "generation
 OTHERS = ("shipped", "results_page")
 PRINTED = ("predictor", "search", "labelling", "export", "latency", "training_step", "student_overhead", "resume")
 STUDIES = ("_images", "_record", "_robustness", "_study", "_training", "network_shapes")
-HELPERS = (*STUDIES, "_alone", "_answers", "_page", "_shipped", "_shipped_section", "_synthetic", *PRINTED)
+HELPERS = (
+    *STUDIES,
+    "_alone",
+    "_answers",
+    "_page",
+    "_shipped",
+    "_shipped_section",
+    "_synthetic",
+    "_table1_section",
+    *PRINTED,
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +105,45 @@ def test_nothing_is_trained_or_measured_twice(
     assert again["rows"] == found["table1"]["rows"]
     with pytest.raises(ValueError, match="records of other settings"):
         scripts["widths"].main([*options, "--n-train", "64", "--out", str(folder / "again.json")])
+
+
+@pytest.mark.slow
+def test_a_table_as_it_stands_has_the_rows_that_there_are(
+    results: tuple[Path, dict[str, Any]], scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    folder, found = results
+    (study,) = (folder / "work").glob("study-*")
+    records = tmp_path / "records" / study.name
+    records.mkdir(parents=True)
+    for name in ("settings.json", "seed0-teacher.json", "seed0-paper.json", "seed0-random.json"):
+        shutil.copy(study / name, records)
+    out = tmp_path / "results" / "table1_synthetic.json"
+    folders = ["--work", str(tmp_path / "work"), "--records", str(records.parent), "--out", str(out)]
+    options = ["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *folders, "--as-it-stands"]
+    with pytest.raises(SystemExit, match="has no row of the table yet"):
+        scripts["table1"].main(options)
+    lines = (study / "seed0-table1.jsonl").read_text().splitlines(keepends=True)
+    (records / "seed0-table1.jsonl").write_text("".join(line for line in lines if '"largest"' in line))
+    few = scripts["table1"].main(options)
+    assert [row["method"] for row in few["table"]] == ["paper", "random", "trades", "rslad", "natural"]
+    assert few["rows"] == [row for row in found["table1"]["rows"] if (row["seed"], row["which"]) == (0, "largest")]
+    assert list(few["cost"]) == ["seed0-teacher", "seed0-paper", "seed0-random"]
+    page = scripts["results_page"].main(["--results", str(out.parent), "--docs", str(tmp_path)])
+    assert "Table 1 on synthetic: 5 of its 10 rows." in page.read_text()
+
+
+def test_figures_are_of_the_weights_that_a_lent_machine_hands_back(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    study, argv = scripts["_study"], ["--data", "synthetic", "--budget", "smoke", "--work", str(tmp_path)]
+    opened = study.opened(study.parser("", "x").parse_args([*argv, "--device", "cpu:0"]))
+    unit = study.Unit(0, study.TEACHER)
+    opened.ensure([unit])
+    whole = opened.trained(unit).state_dict()
+    (opened.folder / "seed0-teacher.safetensors").unlink()
+    parts = opened.trained(unit).state_dict()
+    assert all(torch.equal(whole[name], tensor) for name, tensor in parts.items())
+    assert opened.record(unit)["device"] == "cpu" and opened.record(unit)["student_images"] == 3 * 96
 
 
 @pytest.mark.slow
