@@ -13,7 +13,7 @@ import torch
 
 from . import distributed
 from ._errors import unknown_name
-from ._fitting import device_of
+from ._fitting import check_device, device_of, training_facts
 from ._folders import (
     CHECKSUMS,
     Folder,
@@ -87,18 +87,20 @@ def save_estimator(estimator: ProARDEstimator, folder: Folder, dtype: str | None
         write_checksums(temporary, CHECKED)
 
 
-def load_estimator(cls: type[Estimator], folder: Folder) -> Estimator:
+def load_estimator(cls: type[Estimator], folder: Folder, device: str | None = None) -> Estimator:
     """Load what `save_estimator` wrote, and check that it is what was saved.
 
-    A stage whose loss has no such name here stays the dict that was saved, until a fit asks for the loss.
+    A ``device`` replaces the one it was saved with. A stage whose loss has no such name here stays the dict that was
+    saved, until a fit asks for the loss.
 
     Raises
     ------
     FileNotFoundError
         If the folder is not a saved estimator; names what is missing.
     ValueError
-        If a file was changed or damaged, or was written by another version; names it.
+        If a file was changed or damaged, or was written by another version; names it. If there is no such device.
     """
+    check_device("auto" if device is None else device)
     folder = Path(folder)
     _check_ours(folder)
     state = read_checked_json(folder, STATE)
@@ -106,6 +108,7 @@ def load_estimator(cls: type[Estimator], folder: Folder) -> Estimator:
         if state["format"] != FORMAT:
             raise ValueError(f"it has format {state['format']!r}; this version reads format {FORMAT}")
         estimator = cls(**_parameters(state["parameters"], cls))
+        estimator.device = estimator.device if device is None else device
         _restore(estimator, state)
     estimator.device_ = device_of(estimator)
     estimator.supernet_ = _load_supernet(folder).to(estimator.device_)
@@ -152,6 +155,9 @@ def _restore(estimator: ProARDEstimator, state: dict[str, Any]) -> None:
     estimator.precision_ = Precision(**state["precision"])
     estimator.cost_ = TrainingCost(tuple(map(tuple, state["cost"]["stages"])), state["cost"]["seconds"])
     estimator.spent_ = Ledger.from_dict(state["spent"])
+    estimator.training_ = state.get("training") or training_facts(estimator)  # an older folder has it not
+    if state.get("columns"):
+        estimator.feature_names_in_ = np.array(state["columns"], dtype=object)
 
 
 FITTED = (
@@ -189,6 +195,8 @@ def _state(estimator: ProARDEstimator) -> dict[str, Any]:
         "precision": dataclasses.asdict(estimator.precision_),
         "cost": dataclasses.asdict(estimator.cost_),
         "spent": estimator.spent_.to_dict(),
+        "training": estimator.training_,
+        "columns": getattr(estimator, "feature_names_in_", None),
     }
 
 
@@ -216,12 +224,12 @@ def _facts(estimator: ProARDEstimator) -> dict[str, Any]:
     known = ("description", "license", "data", "load", "calibration", "students", "measurement")
     return {
         **{name: network.metadata[name] for name in known if name in network.metadata},
-        "model": estimator.model,
+        "model": estimator.training_["supernet"],
         "largest_mmacs": network.cost(network.space.largest, estimator.image_size_).mmacs,
         "n_labels": len(estimator.labels_),
         "n_images": len(estimator.calibration_images_),
         "classes": len(estimator.classes_),
-        "eps": estimator.eps,
+        "eps": estimator.training_["eps"],
         "seed": estimator.seed_,
         "predictor_score": estimator.predictor_score_,
         "versions": {"proard_nas": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -23,7 +23,7 @@ from ._reporting import EpochReports
 from ._run_folder import open_run, run_seed
 from ._warm_start import Before
 from .attacks import seeded, warn_if_short
-from .data import PreparedData, check_image_size, prepare
+from .data import PreparedData, check_columns, check_image_size, prepare
 from .supernets import Supernet
 from .training import (
     PRECISIONS,
@@ -65,6 +65,8 @@ def fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, checkpoint_
 def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Path | None) -> None:
     earlier = _warm_start.before(estimator, folder)
     seed = distributed.from_main(run_seed(estimator, folder))
+    check_columns(estimator, X, reset=True)
+    check_columns(estimator, val_loader)
     data = prepare(
         X,
         y,
@@ -118,11 +120,7 @@ def check_parameters(estimator: ProARDEstimator) -> None:
     check_name("model", estimator.model, supernets.SUPERNETS)
     _check_model_args(estimator.model_args)
     check_name("precision", estimator.precision, PRECISIONS)
-    kind, _, index = str(estimator.device).partition(":")
-    if kind not in DEVICES or (index and (kind != "cuda" or not index.isdecimal())):
-        raise unknown_name("device", str(estimator.device), (*DEVICES, "cuda:0"))
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={estimator.device!r} was asked for, but torch finds no CUDA device; allowed: 'cpu'")
+    check_device(estimator.device)
     _train_settings(estimator, 0)
     estimator._attack("pgd")
     make_loss(estimator.loss)
@@ -146,9 +144,26 @@ def _check_model_args(given: Any) -> None:
             raise ValueError(f"model_args has {name!r}, which follows from the data{instead}")
 
 
+def check_device(device: object) -> None:
+    """Raise ValueError if there is no device of that name, or not in this machine."""
+    kind, _, index = str(device).partition(":")
+    if kind not in DEVICES or (index and (kind != "cuda" or not index.isdecimal())):
+        raise unknown_name("device", str(device), (*DEVICES, "cuda:0"))
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r} was asked for, but torch finds no CUDA device; allowed: 'cpu'")
+    if index and int(index) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ValueError(
+            f"device={device!r} was asked for; allowed: 'cuda:0' to 'cuda:{last}', the devices torch finds"
+        )
+
+
 def device_of(estimator: ProARDEstimator) -> torch.device:
-    """Return the device that an estimator computes on in this process; the CPU where there is no CUDA."""
+    """Return the device that an estimator computes on in this process; another one where its own is not there."""
     name = "cuda" if estimator.device == "auto" else str(estimator.device)
+    index = name.removeprefix("cuda:")
+    if index.isdecimal() and int(index) >= torch.cuda.device_count():
+        name = "cuda"  # it was fitted on a machine with more of them
     return distributed.local_device(torch.device(name if torch.cuda.is_available() else "cpu"))
 
 
@@ -167,6 +182,12 @@ def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:
         own_teacher=estimator.teacher is not None,
         anneal=estimator.anneal,
     )
+
+
+def training_facts(estimator: ProARDEstimator) -> dict[str, Any]:
+    """Return what an estimator trains its weights as and against, by its parameters of now."""
+    facts = {"supernet": estimator.model, "loss": str(estimator.loss)}
+    return {**facts, "attack": estimator.attack, "eps": estimator.eps}
 
 
 def _train_settings(estimator: ProARDEstimator, seed: int) -> TrainSettings:
@@ -313,7 +334,7 @@ def _train(
     for name in ("labels_", "predictor_", "predictor_score_", "_val"):  # of the supernet before
         estimator.__dict__.pop(name, None)
     estimator.supernet_, estimator.events_, estimator.spent_ = supernet, trainer.events, trainer.ledger
-    estimator.history_ = trainer.history
+    estimator.history_, estimator.training_ = trainer.history, training_facts(estimator)
     if earlier is not None:
         _warm_start.put_before(estimator, earlier)
     if trainer.interrupted is not None:

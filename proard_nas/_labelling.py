@@ -135,12 +135,14 @@ def check_same_images(estimator: ProARDEstimator, X: Any, y: Any) -> None:
 
 def _check_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise ValueError if labels were measured with other settings; those that an older file lacks do not count."""
-    other = [f"{name}={found[name]!r}, now {wanted[name]!r}" for name in wanted if found.get(name) != wanted[name]
-             and name in found]  # fmt: skip
+    other = [name for name in wanted if name in found and found[name] != wanted[name]]
     if other:
+        named = "; ".join(f"{name}={found[name]!r}, now {wanted[name]!r}" for name in other)
+        hint = "Give the validation images of fit and its settings, or replace=True, which"
+        if other == ["weights"]:
+            hint = "The weights were rounded by save to its dtype, or changed; allowed: replace=True, which"
         raise ValueError(
-            f"the labels at hand were measured with {'; '.join(other)}: they cannot be mixed. Give the validation "
-            "images of fit and its settings, or replace=True, which measures all students anew"
+            f"the labels at hand were measured with {named}: they cannot be mixed. {hint} measures all students anew"
         )
 
 

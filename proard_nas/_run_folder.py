@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sklearn.utils import check_random_state
 from torch import nn
 
@@ -47,8 +48,9 @@ def open_run(
 
 
 def run_seed(estimator: ProARDEstimator, folder: Path | None) -> int:
-    """Return the run's seed; where none is asked for, an earlier run's in the folder."""
-    if estimator.random_state is None and folder is not None and (folder / "settings.json").is_file():
+    """Return the run's seed; where no number is asked for, an earlier run's in the folder."""
+    asked = isinstance(estimator.random_state, (int, np.integer))  # a generator has moved on since that run
+    if not asked and folder is not None and (folder / "settings.json").is_file():
         return _seed_of(folder / "settings.json")
     if estimator.random_state is None and estimator.warm_start and hasattr(estimator, "seed_"):
         return int(estimator.seed_)

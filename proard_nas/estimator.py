@@ -70,8 +70,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     step_size : float, default=2/255
         Of PGD, for ``eps``; under another ``eps`` of `robust_score` or `evaluate` it is scaled with it.
     attack : {'pgd', 'ffgsm', 'n-fgsm'}, default='pgd'
-        The inner attack in training. The last two take a single step, some five times cheaper;
-        training is then watched for catastrophic overfitting.
+        The inner attack in training. The last two take a single step, with which a training step
+        costs a third; training is then watched for catastrophic overfitting.
     attack_steps : int, default=10
         Of PGD in training.
     eval_steps : int, default=20
@@ -154,11 +154,15 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         multiply-accumulates are an upper bound, as if no image were fooled before the last step.
         Its seconds hold those of labels that a record gave back, shared between the processes
         there are now; the energy of these is unknown.
+    training_ : dict
+        What the weights were trained as and against: supernet, loss, attack and eps.
     precision_ : Precision
     image_size_ : (int, int)
     in_chans_ : int
     n_features_in_ : int
         Columns of a table, or pixels of an image over all channels.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of a data frame's columns, where all are strings.
 
     Examples
     --------
@@ -422,8 +426,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
             "num_classes": len(self.classes_),
             "label_names": [str(c) for c in self.classes_],
         }
-        training = {"supernet": self.model, "loss": str(self.loss), "attack": self.attack, "eps": self.eps}
-        student.metadata = {"seed": self.seed_, "training": {**training, "n_images": self.n_train_}}
+        student.metadata = {"seed": self.seed_, "training": {**self.training_, "n_images": self.n_train_}}
         student = student.to(memory_format=torch.contiguous_format)
         return calibrate(student, self.calibration_images_).eval()
 
@@ -462,6 +465,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         """
         check_is_fitted(self, "supernet_")
         if y is not None:
+            y = y.detach().cpu() if isinstance(y, torch.Tensor) else y
             return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
         if sample_weight is not None:
             raise ValueError("sample_weight goes with arrays and y; a Dataset or loader is scored without weights")
@@ -518,14 +522,16 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
 
     def encoder_source(self, X: Any, y: Any = None) -> Source:
         """Return data in the library's form, checked against what the estimator was fitted on."""
-        from .data import labelled_source
+        from .data import check_columns, labelled_source
 
+        check_columns(self, X)
         return labelled_source(X, y, self.encoder_, self.classes_, self.batch_size)
 
     def _images(self, X: Any) -> Iterator[torch.Tensor]:
-        from .data import image_batches
+        from .data import check_columns, image_batches
 
         check_is_fitted(self, "supernet_")
+        check_columns(self, X)
         return image_batches(X, self.encoder_, 256)
 
     # -- saving -------------------------------------------------------------------------------
@@ -550,20 +556,22 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         save_estimator(self, folder, dtype)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """Load what `save` wrote; nothing is unpickled."""
+    def load(cls, folder: str | os.PathLike[str], device: str | None = None) -> Self:
+        """Load what `save` wrote, for another ``device`` where one is given; nothing is unpickled."""
         from ._estimator_io import load_estimator
 
-        return load_estimator(cls, folder)
+        return load_estimator(cls, folder, device)
 
     @classmethod
-    def from_pretrained(cls, model: str = "proard_dyn_resnet_small") -> Self:
+    def from_pretrained(cls, model: str = "proard_dyn_resnet_small", device: str | None = None) -> Self:
         """Return the trained estimator that comes with the library for a supernet; needs no network.
 
         Parameters
         ----------
         model : str, default='proard_dyn_resnet_small'
             ``proard_nas.PRETRAINED`` lists the supernets that there is one for.
+        device : str, default=None
+            None is ``'auto'``.
 
         Raises
         ------
@@ -578,7 +586,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         """
         from . import _shipped
 
-        return cls.load(_shipped.folder(model))
+        return cls.load(_shipped.folder(model), device)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

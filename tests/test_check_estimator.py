@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sklearn.utils.estimator_checks import parametrize_with_checks
+import pytest
+from sklearn.utils.estimator_checks import check_dataframe_column_names_consistency, parametrize_with_checks
 
 from proard_nas import ProARDEstimator
 from proard_nas.training import Stage
@@ -31,3 +32,8 @@ ESTIMATOR = ProARDEstimator(
 @parametrize_with_checks([ESTIMATOR], expected_failed_checks=lambda _: EXPECTED_FAILURES)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
+
+
+def test_columns_of_other_names_or_in_another_order_are_refused():
+    pytest.importorskip("pandas")
+    check_dataframe_column_names_consistency("ProARDEstimator", ESTIMATOR)

@@ -860,6 +860,21 @@ def test_named_classes_given_later_are_those_of_training():
     assert len(labelled_source(Listed(items, names), None, numbered.scaler, numbered.summary.classes, 8)) == 40
 
 
+def test_arrays_beside_named_classes_have_names_or_numbers_as_labels():
+    names, x, y = ["plane", "car", "bird", "cat"], images(), labels()
+    dataset = Listed(list(zip(x, y.tolist(), strict=True)), names)
+    for given in (y, y.tolist(), np.array(names)[y]):
+        prepared = prepare(dataset, val_data=(x, given))
+        later = labelled_source(x, given, prepared.scaler, prepared.summary.classes, 8)
+        for source in (prepared.val, later):
+            assert next(source.batches(40))[1].tolist() == y.tolist()
+    with pytest.raises(ValueError, match=r"labels \[4\], unknown from training; allowed: \['plane', 'car'"):
+        prepare(dataset, val_data=(x, y + 1))
+    assert encode_known_labels([1, 0], np.array(["0", "1", "a"])).tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"labels \[1, 2\], unknown"):  # '1' is at place 0
+        encode_known_labels([1, 2], np.array(["1", "10", "2"]))
+
+
 def test_what_rounding_puts_outside_0_to_1_is_moved_to_its_ends():
     x = images().round() * (1 + 9e-6) - 4e-6
     for train in ((x, labels()), (TensorDataset(x, labels()),), ([(x, labels())],)):

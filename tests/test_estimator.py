@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from proard_nas import ProARDEstimator
+from proard_nas._fitting import device_of
 from proard_nas._random import derive_seed
 from proard_nas.deploy import build_latency_table, save_student
 from proard_nas.evaluation import AttackSettings, evaluate
@@ -182,6 +183,22 @@ def test_prediction_is_the_largest_students_and_consistent(fitted, digits):
     assert fitted.score(loader) == pytest.approx(fitted.score(x_test, y_test))
     assert fitted.robust_score(loader) <= fitted.robust_score(x_test, y_test, eps=0.01) <= fitted.score(loader)
     assert np.array_equal(fitted.predict(loader), predicted)
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that has to be brought to the CPU before NumPy can read it."""
+
+    def __array__(self, *_):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_labels_on_a_device_are_scored(fitted, digits):
+    _, x_test, _, y_test = digits
+    labels = torch.from_numpy(y_test).as_subclass(OnDevice)
+    assert fitted.score(x_test, labels) == fitted.score(x_test, y_test)
 
 
 def test_verified_candidates_carry_measured_figures(fitted):
@@ -408,6 +425,24 @@ def test_wrong_parameters_are_refused_before_training(monkeypatch, parameters, m
     no_training(monkeypatch)
     with pytest.raises(ValueError, match=message):
         ProARDEstimator(**{**SMALL, **parameters}).fit(X, Y)
+
+
+def test_columns_of_validation_data_in_another_order_are_refused(monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    no_training(monkeypatch)
+    frame = pandas.DataFrame(X.reshape(40, -1)[:, :4], columns=list("abcd"))
+    with pytest.raises(ValueError, match="must be in the same order"):
+        ProARDEstimator(**SMALL).fit(frame, Y, val_loader=(frame[list("dcba")], Y))
+
+
+def test_a_gpu_that_is_not_in_the_machine_is_refused_by_fit_and_replaced_in_what_is_loaded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    est = ProARDEstimator(**SMALL, device="cuda:2")
+    with pytest.raises(ValueError, match="device='cuda:2' was asked for; allowed: 'cuda:0' to 'cuda:1'"):
+        est.fit(None)
+    assert device_of(est) == torch.device("cuda")
+    assert device_of(est.set_params(device="cuda:1")) == torch.device("cuda:1")
 
 
 def test_every_parameter_of_training_reaches_it(monkeypatch):

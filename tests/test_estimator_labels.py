@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
+from torch.utils.data import TensorDataset
 
 from proard_nas import ProARDEstimator
 from proard_nas._random import derive_seed
@@ -196,6 +197,25 @@ def test_a_loaded_estimator_labels_on_the_images_given(fitted, loaded, val):
     assert table(loaded.label(16, *val)) == table(fitted.label(16))
     assert loaded.measure(loaded.labels_.architectures[0]).natural_accuracy == table(fitted)[0][1]
     loaded.label(16)  # the images are at hand now
+
+
+def test_validation_arrays_of_fit_are_taken_after_load_as_names_and_as_numbers(train, val, tmp_path):
+    dataset = TensorDataset(*map(torch.from_numpy, train))
+    dataset.classes = [f"digit {9 - place}" for place in range(10)]
+    est = ProARDEstimator(**SMALL).fit(dataset, val_loader=val)
+    est.save(tmp_path / "est")
+    est.label(13)
+    for y in (val[1], np.array(dataset.classes)[val[1]]):
+        loaded = ProARDEstimator.load(tmp_path / "est").label(13, val[0], y)
+        assert loaded.labels_.settings == est.labels_.settings and table(loaded) == table(est)
+
+
+def test_of_rounded_weights_all_students_have_to_be_measured_anew(once_fitted, val, tmp_path):
+    once_fitted.save(tmp_path / "est", dtype="float16")
+    rounded = ProARDEstimator.load(tmp_path / "est")
+    with pytest.raises(ValueError, match=r"with weights='[^;]*rounded by save to its dtype.*allowed: replace=True"):
+        rounded.label(13, *val)
+    assert len(rounded.label(13, *val, replace=True).labels_) == 13
 
 
 @pytest.mark.parametrize(

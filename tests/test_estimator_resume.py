@@ -18,6 +18,7 @@ import timm
 import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
 
 from proard_nas import ProARDEstimator
 from proard_nas._describing import described
@@ -304,6 +305,18 @@ def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(digits, tmp_path):
     second = ProARDEstimator(**settings).fit(*digits, checkpoint_dir=tmp_path / "run")
     assert first.seed_ == second.seed_
     assert ProARDEstimator(**settings).fit(*digits, checkpoint_dir=tmp_path / "other").seed_ != first.seed_
+
+
+def test_a_run_of_a_generator_goes_on_in_the_same_process(digits, tmp_path, monkeypatch):
+    short = {**SMALL, "epochs": None, "lr": None, "schedule": [Stage("teacher", 2, "natural", lr=0.1)]}
+    est = ProARDEstimator(**{**short, "random_state": check_random_state(0)})
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            est.fit(*digits, checkpoint_dir=tmp_path / "run")
+    est.fit(*digits, checkpoint_dir=tmp_path / "run")
+    whole = ProARDEstimator(**{**short, "random_state": check_random_state(0)}).fit(*digits)
+    assert all(torch.equal(tensor, bits(whole)[name]) for name, tensor in bits(est).items())
 
 
 def test_a_folder_with_something_else_in_it_is_refused(digits, tmp_path):

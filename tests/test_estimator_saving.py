@@ -152,6 +152,40 @@ def test_a_device_of_torchs_is_saved_by_its_name(saved, tmp_path):
     assert ProARDEstimator.load(tmp_path / "est").device == "cpu"
 
 
+def test_an_estimator_is_loaded_for_the_device_asked_for(folder):
+    edit(folder / "estimator.json", lambda d: d["parameters"].update(device="cuda:1"))
+    renew_checksums(folder)
+    loaded = ProARDEstimator.load(folder, device="cpu")
+    assert loaded.device == "cpu" and loaded.device_ == torch.device("cpu")
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        ProARDEstimator.load(folder, device="gpu")
+
+
+def test_what_weights_were_trained_against_does_not_follow_the_parameters(saved, tmp_path):
+    estimator = ProARDEstimator.load(saved)
+    trained = {"supernet": "proard_dyn_resnet_tiny", "loss": "rslad", "attack": "n-fgsm", "eps": 0.1, "n_images": 180}
+    estimator.set_params(model="proard_dyn_resnet_small", eps=0.2, attack="pgd", loss="ard").save(tmp_path / "est")
+    card = (tmp_path / "est" / "README.md").read_text()
+    assert "| eps | 0.1 |" in card and "# proard_dyn_resnet_tiny" in card
+    for one in (estimator, ProARDEstimator.load(tmp_path / "est")):
+        assert one.eps == 0.2 and one.extract().metadata["training"] == trained
+
+
+def test_an_older_folders_weights_were_trained_by_its_parameters(fitted, folder):
+    edit(folder / "estimator.json", lambda d: [d.pop(name) for name in ("training", "columns")])
+    renew_checksums(folder)
+    assert ProARDEstimator.load(folder).training_ == fitted.training_
+
+
+def test_names_of_columns_are_kept(saved, tmp_path):
+    estimator = ProARDEstimator.load(saved)
+    assert not hasattr(estimator, "feature_names_in_")
+    estimator.feature_names_in_ = np.array(["a", "b"], dtype=object)
+    estimator.save(tmp_path / "est")
+    loaded = ProARDEstimator.load(tmp_path / "est").feature_names_in_
+    assert loaded.dtype == object and loaded.tolist() == ["a", "b"]
+
+
 @pytest.mark.parametrize("registered", [False, True])
 def test_a_stage_with_a_loss_that_is_not_there_is_loaded_saved_and_missed_in_a_fit_alone(
     fitted, saved, tmp_path, monkeypatch, registered

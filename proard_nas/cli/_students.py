@@ -92,6 +92,17 @@ def student_source(student: StudentNet, X: Any, y: Any) -> Source:
     return labelled_source(X, None if y is None else np.asarray(y).astype(str), encoder, classes, 256)
 
 
+def estimator_source(estimator: ProARDEstimator, X: Any, y: Any) -> Source:
+    """Return data as a source for an estimator's students; images are converted to the channels they take."""
+    from proard_nas.data import ArrayEncoder, labelled_source
+
+    if estimator.encoder_.n_features is not None:
+        return estimator.encoder_source(X, y)
+    shape = (estimator.in_chans_, *estimator.image_size_)
+    encoder = ArrayEncoder.for_images(shape, "the estimator", estimator.in_chans_)
+    return labelled_source(X, y, encoder, estimator.classes_, 256)
+
+
 def add_estimator(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the flags that name an estimator: a folder, or one that comes with the library."""
     either = parser.add_mutually_exclusive_group(required=required)

@@ -17,6 +17,7 @@ from ._students import (
     add_estimator,
     chosen,
     class_names,
+    estimator_source,
     image_shape,
     load_student_folder,
     open_estimator,
@@ -110,7 +111,7 @@ def _what(arguments: argparse.Namespace) -> tuple[nn.Module, Source, list[Attack
     x, y = test_data(arguments, [str(name) for name in estimator.classes_], estimator.image_size_)
     return (
         network,
-        estimator.encoder_source(x, y),
+        estimator_source(estimator, x, y),
         _attacks(arguments, estimator.eps, estimator.step_size, estimator.eval_steps),
     )
 

@@ -29,7 +29,7 @@ EXAMPLES = """\
   proard-nas fit --data photos/ --image-size 64 --out robust --attack n-fgsm --eps 4/255
   proard-nas fit --data torch/cifar10 --root data --download --out robust
   proard-nas fit --config fit.toml --epochs 10          (epochs of the command line win)
-  proard-nas fit --model proard_dyn_resnet_small --pretrained --data more-photos.npz --epochs 30 --out better
+  proard-nas fit --model proard_dyn_resnet_small --pretrained --schedule sandwich --epochs 30 --data more.npz --out new
   torchrun --nproc-per-node 4 -m proard_nas fit --data photos.npz --out robust --checkpoint-dir run
 """
 

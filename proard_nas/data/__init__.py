@@ -11,7 +11,7 @@ from proard_nas.data.opening import open_data
 from proard_nas.data.parts import validation_part
 from proard_nas.data.preparing import DataSummary, PreparedData, prepare
 from proard_nas.data.scanning import Scan, scan
-from proard_nas.data.serving import image_batches, labelled_source
+from proard_nas.data.serving import check_columns, image_batches, labelled_source
 from proard_nas.data.sharding import sharded
 from proard_nas.data.sizes import check_image_size, smallest_size
 from proard_nas.data.sources import ArraySource, Source, check_source
@@ -27,6 +27,7 @@ __all__ = [
     "PreparedData",
     "Scan",
     "Source",
+    "check_columns",
     "check_image_size",
     "check_label_range",
     "check_source",

@@ -57,7 +57,8 @@ def encode_known_labels(y: object, classes: NDArray[Any], estimator_name: str = 
     Parameters
     ----------
     y : array-like of shape (n,)
-        Labels, each one of ``classes``.
+        Labels, each one of ``classes``. Where these are names, the places 0..C-1 themselves may be given, as the
+        labels of a dataset are; not where a name is the number of another place.
     classes : ndarray of shape (C,)
         The labels of the training data.
     estimator_name : str, default='ProARDEstimator'
@@ -73,11 +74,13 @@ def encode_known_labels(y: object, classes: NDArray[Any], estimator_name: str = 
     ValueError
         If a label is none of ``classes``.
     """
-    places = {label: place for place, label in enumerate(classes.tolist())}
-    labels = _label_column(y, estimator_name).tolist()
+    known, labels = classes.tolist(), _label_column(y, estimator_name).tolist()
+    places = {label: place for place, label in enumerate(known)}
+    if _are_names(known) and not any(isinstance(label, str) for label in labels):
+        places = {place: place for place in range(len(known))}
     unknown = sorted({label for label in labels if label not in places}, key=str)
     if unknown:
-        raise ValueError(f"y holds the labels {unknown[:10]}, unknown from training; allowed: {list(places)}")
+        raise ValueError(f"y holds the labels {unknown[:10]}, unknown from training; allowed: {known}")
     return np.array([places[label] for label in labels], dtype=np.int64)
 
 
@@ -125,6 +128,13 @@ def _label_column(y: object, estimator_name: str) -> NDArray[Any]:
         raise ValueError(f"label {missing[0]} is None; allowed: a class for every image")
     check_classification_targets(labels)
     return labels
+
+
+def _are_names(known: list[Any]) -> bool:
+    """Return whether classes are texts, none of which could be taken for the place of another."""
+    return all(
+        isinstance(label, str) and (not label.isdecimal() or int(label) == place) for place, label in enumerate(known)
+    )
 
 
 def _are_codes(labels: NDArray[Any], num_classes: int) -> bool:

@@ -181,7 +181,7 @@ def _prepare_arrays(x: Any, y: Any, request: _Request) -> PreparedData:
     if request.val_data is None:
         val: Source = ArraySource(encoder.transform(x[val_rows]), torch.from_numpy(codes[val_rows]))
     else:
-        val = _given_validation(encoder, classes, classes, request)
+        val = _given_validation(encoder, classes, request)
     found = scan(train, batch_size=request.batch_size, num_classes=len(classes))
     kind: Kind = "images" if encoder.n_features is None else "table"
     return _finish(train, val, found, None, codes, classes, encoder, kind, request)
@@ -197,7 +197,7 @@ def _prepare_loaded(data: Any, request: _Request) -> PreparedData:
     encoder = ArrayEncoder.for_images(found.image_shape, request.estimator_name, request.in_chans)
     kind: Kind = "dataset" if isinstance(source, DatasetSource) else "loader"
     if request.val_data is not None or isinstance(source, LoaderSource):
-        val = _given_validation(encoder, classes, np.arange(len(classes)), request)
+        val = _given_validation(encoder, classes, request)
         return _finish(source, val, found, None, found.labels, classes, encoder, kind, request)
     if len(found) != len(source):
         raise ValueError(
@@ -243,15 +243,14 @@ def _checksum(labelled: Sequence[tuple[Source, NDArray[np.int64]]]) -> str:
     return f"{value:08x}"
 
 
-def _given_validation(encoder: ArrayEncoder, classes: NDArray[Any], labels: NDArray[Any], request: _Request) -> Source:
-    """Return validation data as a source; the labels of arrays are those given, in the order of the classes."""
+def _given_validation(encoder: ArrayEncoder, classes: NDArray[Any], request: _Request) -> Source:
     if not is_pair_of_arrays(request.val_data):
         check_codes(classes, class_names(request.val_data))
         return source_of(request.val_data, request.batch_size, request.in_chans)
     from sklearn.utils import check_consistent_length
 
     x = encoder.transform(request.val_data[0])
-    codes = encode_known_labels(request.val_data[1], labels, request.estimator_name)
+    codes = encode_known_labels(request.val_data[1], classes, request.estimator_name)
     check_consistent_length(x, codes)
     return ArraySource(x, torch.from_numpy(codes))
 

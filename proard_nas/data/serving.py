@@ -52,6 +52,23 @@ def labelled_source(X: Any, y: Any, encoder: ArrayEncoder, classes: NDArray[Any]
     return ArraySource(images, torch.from_numpy(codes))
 
 
+def check_columns(estimator: Any, X: Any, *, reset: bool = False) -> None:
+    """Check the names of a data frame's columns against those of `fit`, which notes them with ``reset``.
+
+    Raises
+    ------
+    ValueError
+        If they are others or in another order.
+    TypeError
+        If only some of them are strings.
+    """
+    from sklearn.utils.validation import _check_feature_names
+
+    X = X[0] if is_pair_of_arrays(X) else X
+    if reset or is_array_like(X):  # a dataset or loader has no names to miss
+        _check_feature_names(estimator, X, reset=reset)
+
+
 def image_batches(X: Any, encoder: ArrayEncoder, batch_size: int) -> Iterator[Tensor]:
     """Yield the images of arrays, a dataset or a loader in batches, in order; labels are left out."""
     if is_array_like(X) or (isinstance(X, list) and not is_loader_or_dataset(X)):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,7 @@ def open_study(
     ------
     ValueError
         If the stored study was made with other settings or directions; the message names the first difference. If a
-        file is no journal of a study; it is left as it is.
+        file is no journal of a study; it is left as it is. If a database cannot be opened.
     """
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study that is opened
@@ -92,10 +93,20 @@ def open_study(
                 population_size=settings.population_size, mutation_prob=settings.mutation_prob, seed=seed
             ),
         )
+    except _database_errors() as error:
+        where, reason = re.sub("//[^/]*@", "//", str(storage)), str(error).partition("\n")[0]  # without a password
+        raise ValueError(f"the storage {where} cannot be opened: {reason}") from error
     finally:
         optuna.logging.set_verbosity(verbosity)
     _check_settings(study, settings)
     return study
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of Optuna's databases, which derive from no error that tells them from a mistake here."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return SQLAlchemyError, optuna.exceptions.OptunaError
 
 
 def _storage(given: str | Path | BaseStorage | None) -> str | BaseStorage | None:

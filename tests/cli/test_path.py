@@ -87,6 +87,13 @@ def test_a_search_that_nothing_meets_fails_with_the_smallest_cost(fitted, fails,
     assert f"below the smallest student's {smallest}" in message
 
 
+def test_a_database_that_cannot_be_opened_is_named(fitted, fails):
+    argv = ["search", "--estimator", fitted, *SEARCH, "--storage"]
+    assert "the storage sqlite:///none/x.db cannot be opened: " in fails(*argv, "sqlite:///none/x.db")
+    message = fails(*argv, "mysql+none://me:secret@host/x")
+    assert "the storage mysql+none://host/x cannot be opened: " in message and "secret" not in message
+
+
 def test_verify_measures_on_the_very_images_that_fit_held_out(estimator, fitted, photos, call):
     found = call("search", "--estimator", fitted, *SEARCH, "--verify", "1", "--data", photos)
     (measured,) = [row for row in found["front"] if row["measured"]]
@@ -241,7 +248,6 @@ def test_evaluate_takes_archives_with_names_or_grey_images_and_an_estimators_stu
     guessed = np.array(["four", "nought"])[student(torch.from_numpy(x).expand(-1, 3, -1, -1)).argmax(1)]
     found = call("evaluate", front / "student", *attack)["results"][0]
     assert found["accuracy"] == pytest.approx(np.mean(guessed == y))
-    np.savez(tmp_path / "a.npz", x_train=x[:1], y_train=y[:1], x_test=x.repeat(3, 1), y_test=y)
     ours = call("evaluate", "--estimator", fitted, "--result", front / "front.json", *attack)["results"][0]
     assert ours["accuracy"] == found["accuracy"]
 

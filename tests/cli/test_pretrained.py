@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from proard_nas import ProARDEstimator, _shipped
-from proard_nas.cli import main
+from proard_nas import PRETRAINED, ProARDEstimator, _shipped, cli
+from proard_nas._fitting import check_parameters
+from proard_nas.cli import fit, main
 
 NAME, OTHER = "proard_dyn_resnet_tiny", "proard_dyn_resnet50"
 FEW = ("--population-size", "12", "--n-generations", "2", "--seed", "0", "--json")
@@ -70,6 +71,16 @@ def test_training_goes_on_from_it_with_its_parameters(shipped, photos, tmp_path,
     assert est.history_[:4] == ProARDEstimator.load(shipped).history_
     assert est.image_size_ == other.image_size_ == (9, 9)
     assert [e["loss"] for e in est.history_] == [e["loss"] for e in other.history_]
+
+
+@pytest.mark.skipif(not PRETRAINED, reason="no trained supernet comes with this checkout")
+def test_the_examples_of_training_it_further_have_parameters_that_it_takes():
+    parser, commands = cli._parser()
+    cli._complete(commands["fit"], "fit")
+    examples = [line.split()[1:] for line in fit.EXAMPLES.splitlines() if "--pretrained" in line]
+    assert examples
+    for words in examples:
+        check_parameters(fit._estimator(parser.parse_args(words)))
 
 
 @pytest.mark.parametrize(
