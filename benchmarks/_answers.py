@@ -166,14 +166,13 @@ def n_devices(n: int | None) -> str:
 
 def not_measured_yet(page: Page) -> Iterator[str]:
     """Yield what the page would show, but no file holds yet."""
-    tables = [record["results"] for _, record in page.files("table1")]
-    if tables and not any(found["study"]["budget_name"] in ("gpu-30min", "paper") for found in tables):
-        yield "Table 1 with networks of full size (`--budget gpu-30min`): there was no GPU."
-    for found in tables:
-        if len(found["table"][0]["natural"]["seeds"]) == 1:
-            yield f"Table 1 on {label(found['study'])}: further seeds than the one."
-        if len(found["table"]) < ROWS:
-            yield f"Table 1 on {label(found['study'])}: {ROWS - len(found['table'])} of its {ROWS} rows."
+    yield from left_of_table1([record["results"] for _, record in page.files("table1")])
+    for _, record in page.files("training_step"):
+        if "cuda" not in record["results"]["device"]:
+            yield "A training step on a GPU, in images and floating-point operations a second: there was none."
+    for _, record in page.files("schedules"):
+        for data, found in record["results"]["data"].items():
+            yield from left_of_schedules(data, found)
     for _, record in page.files("shipped"):
         for what, left in (
             ("Trained alone", not_trained_yet(record["results"])),
@@ -182,3 +181,21 @@ def not_measured_yet(page: Page) -> Iterator[str]:
             names = list(left)
             if names:
                 yield f"{what}, beside the supernet that comes with the package: {', '.join(names)}."
+
+
+def left_of_table1(tables: Sequence[dict[str, Any]]) -> Iterator[str]:
+    if tables and not any(found["study"]["budget_name"] in ("gpu-30min", "paper") for found in tables):
+        yield "Table 1 with networks of full size (`--budget gpu-30min`): there was no GPU."
+    for found in tables:
+        if len(found["table"][0]["natural"]["seeds"]) == 1:
+            yield f"Table 1 on {label(found['study'])}: further seeds than the one."
+        if len(found["table"]) < ROWS:
+            yield f"Table 1 on {label(found['study'])}: {ROWS - len(found['table'])} of its {ROWS} rows."
+
+
+def left_of_schedules(data: str, found: dict[str, Any]) -> Iterator[str]:
+    n_students, attacked = found["settings"]["budget"]["n_students"], len(found["autoattack"]["students"])
+    if attacked < n_students:
+        yield f"Schedules on {data}: AutoAttack on {n_students - attacked} of the {n_students} students."
+    if len(found["batch_norm"]["seeds"]) == 1:
+        yield f"Batch norm choices on {data}: further seeds than the one."

@@ -229,6 +229,19 @@ def test_the_page_begins_with_answers(scripts: dict[str, ModuleType], tmp_path: 
     assert answer in made.parts[-2]
 
 
+def test_the_page_says_what_is_not_measured_yet(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    def said(seeds: list[int], attacked: list[int], device: str) -> list[str]:
+        budget = {"settings": {"budget": {"n_students": 3}}}
+        data = {"digits": {**budget, "autoattack": {"students": attacked}, "batch_norm": {"seeds": seeds}}}
+        (tmp_path / "schedules.json").write_text(json.dumps({"results": {"data": data}}))
+        (tmp_path / "training_step.json").write_text(json.dumps({"results": {"device": device}}))
+        return list(scripts["_answers"].not_measured_yet(scripts["results_page"].Page(tmp_path, tmp_path)))
+
+    assert said([0, 1, 2], [0, 1, 2], "cuda:0") == []
+    step, auto, norm = said([0], [0], "cpu")
+    assert "on a GPU" in step and "AutoAttack on 2 of the 3 students" in auto and "further seeds" in norm
+
+
 def test_the_front_of_a_population_is_what_no_student_beats_in_both(scripts: dict[str, ModuleType]) -> None:
     natural, robust = np.random.default_rng(0).integers(0, 12, (2, 200)) / 12
     pairs = set(zip(natural, robust, strict=True))
