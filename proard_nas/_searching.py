@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
 from . import search as room
 from ._errors import unknown_name
-from ._labelling import check_validation
+from ._labelling import check_validation, known_or_measured
 from ._numbers import whole_number
 from ._random import derive_seed
 from .evaluation import Label
@@ -34,18 +35,21 @@ def search(
         check_validation(estimator)
     _check_table(estimator, constraints.get("latency"))
     constraints = {"seed": derive_seed(estimator.seed_, "search"), "progress": estimator.progress, **constraints}
+    labelled = [_labelled(estimator, label) for label in estimator.labels_.students]
     if "warm_start" not in constraints:
         size = constraints.get("population_size", 100)
         n = max(1, size // WARM_SHARE) if isinstance(size, int) else 1  # the search says what else is wrong with it
-        constraints["warm_start"] = _best_labelled(estimator, {"max_flops": max_flops, **constraints}, n)
+        constraints["warm_start"] = _best_labelled(labelled, {"max_flops": max_flops, **constraints}, n)
     result = room.search(
         estimator.supernet_.space,
         estimator.predictor_.predict,
         estimator._cost,
         max_flops=max_flops,
         **constraints,
-    ).with_extractor(estimator.extract)
-    return _verified(estimator, result, verify) if verify else result
+    )
+    population = [(student.natural_accuracy, student.robust_accuracy, student.mmacs) for student in labelled]
+    result = dataclasses.replace(result, extractor=estimator.extract, population=population)
+    return verified(estimator, result, verify) if verify else result
 
 
 def _check_table(estimator: ProARDEstimator, latency: object) -> None:
@@ -69,11 +73,10 @@ def _check_table(estimator: ProARDEstimator, latency: object) -> None:
         )
 
 
-def _best_labelled(estimator: ProARDEstimator, limits: dict[str, Any], n: int) -> list[Architecture]:
+def _best_labelled(labelled: list[room.Candidate], limits: dict[str, Any], n: int) -> list[Architecture]:
     """Return the best labelled students that keep the limits: the front, then the front of the rest, and so on."""
     kept = room.Constraints(**{name: limits.get(name) for name in LIMITS})
-    left = [_labelled(estimator, label) for label in estimator.labels_.students]
-    left = [candidate for candidate in left if kept.are_kept_by(candidate)]
+    left = [candidate for candidate in labelled if kept.are_kept_by(candidate)]
     best: list[room.Candidate] = []
     while left and len(best) < n:
         best += front_of(left, ACCURACIES)
@@ -86,12 +89,23 @@ def _labelled(estimator: ProARDEstimator, label: Label) -> room.Candidate:
     return room.Candidate(label.architecture, cost.macs, cost.params, label.natural_accuracy, label.robust_accuracy)
 
 
-def _verified(estimator: ProARDEstimator, result: room.SearchResult, k: int) -> room.SearchResult:
-    return result.with_measured({c.architecture: _measured(estimator, c.architecture) for c in result.most_accurate(k)})
-
-
-def _measured(estimator: ProARDEstimator, arch: Architecture) -> dict[str, Any]:
-    label = estimator.measure(arch)
-    figures = {"natural_accuracy": label.natural_accuracy, "robust_accuracy": label.robust_accuracy}
-    attack = estimator._attack("pgd").title
-    return {**figures, "attack": attack, "eps": estimator.eps, "n_images": estimator.n_val_}
+def verified(
+    estimator: ProARDEstimator, result: room.SearchResult, k: int, X: Any = None, y: Any = None
+) -> room.SearchResult:
+    """Return the result with figures of its k best students on `fit`'s validation images, or on those given."""
+    labels = known_or_measured(estimator, [c.architecture for c in result.most_accurate(k)], X, y)
+    settings = {
+        "attack": estimator._attack("pgd").title,
+        "eps": labels.settings["eps"],
+        "n_images": labels.settings["n_images"],
+    }
+    return result.with_measured(
+        {
+            label.architecture: {
+                "natural_accuracy": label.natural_accuracy,
+                "robust_accuracy": label.robust_accuracy,
+                **settings,
+            }
+            for label in labels.students
+        }
+    )

@@ -20,7 +20,7 @@ from ._numbers import finite_number
 from .attacks import ATTACKS, EPS, ITERATED, STEP_SIZE, warn_if_short
 from .data import Source
 from .evaluation import AttackSettings, Evaluation, Label, calibrate, evaluate
-from .evaluation.accuracy import predict_logits
+from .evaluation.accuracy import all_logits
 from .supernets import Architecture, StudentNet
 from .training import AttackBudget, Stage
 
@@ -427,8 +427,7 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
             "label_names": [str(c) for c in self.classes_],
         }
         student.metadata = {"seed": self.seed_, "training": {**self.training_, "n_images": self.n_train_}}
-        student = student.to(memory_format=torch.contiguous_format)
-        return calibrate(student, self.calibration_images_).eval()
+        return calibrate(student.to(memory_format=torch.contiguous_format), self.calibration_images_).eval()
 
     # -- prediction with the largest student --------------------------------------------------
 
@@ -440,8 +439,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         X : array-like, Dataset or loader
             As in `fit`; labels are ignored.
         """
-        logits = [predict_logits(self.supernet_, x.to(self.device_)) for x in self._images(X)]
-        return torch.cat(logits).double().softmax(1).cpu().numpy()
+        images = self._images(X)
+        return all_logits(self.supernet_, images).double().softmax(1).cpu().numpy()
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the largest student's classes, shape (n,); see `predict_proba`."""

@@ -131,7 +131,7 @@ def run(folder: str | Path, settings: QuickstartSettings | None = None) -> str:
         found += _verified(estimator, result, budget)
     assert result is not None
     natural = _natural_baseline(estimator, [s.facts for s in found if s.facts["chosen"]], (x_train, y_train), settings)
-    _plot(estimator, result, folder / "front.png")
+    _plot(result, folder / "front.png")
     students = [student.measured(test, settings.attacks) for student in found]  # the first look at the test images
     baselines = [network.measured(test, settings.attacks) for network in natural]
     for student, facts in zip(found, students, strict=True):
@@ -212,9 +212,9 @@ def _save(network: torch.nn.Module, facts: dict[str, Any], folder: Path) -> None
     save_student(cast(StudentNet, network), folder / f"student_{facts['budget_mmacs']}_mmacs", figures)
 
 
-def _plot(estimator: ProARDEstimator, result: SearchResult, path: Path) -> None:
+def _plot(result: SearchResult, path: Path) -> None:
     try:
-        axes = result.plot(population=estimator.labels_.accuracies)
+        axes = result.plot()
     except ImportError as error:
         logger.warning("no picture of the front: %s", error)
         return

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -20,7 +21,7 @@ from proard_nas import ProARDEstimator
 from proard_nas._fitting import device_of
 from proard_nas._random import derive_seed
 from proard_nas.deploy import build_latency_table, save_student
-from proard_nas.evaluation import AttackSettings, evaluate
+from proard_nas.evaluation import AttackSettings, UncalibratedError, evaluate
 from proard_nas.supernets import is_calibrated
 from proard_nas.training import AttackBudget, Precision, Stage, TrainSettings, make_schedule
 
@@ -209,6 +210,43 @@ def test_verified_candidates_carry_measured_figures(fitted):
     assert sorted(result.front.index(candidate) for candidate in verified) == sorted(np.argsort(means)[-2:])
     label = fitted.measure(result.best.architecture)
     assert result.best.measured["robust_accuracy"] == label.robust_accuracy
+
+
+def test_the_card_of_a_verified_student_states_what_was_measured(fitted, tmp_path):
+    result = fitted.search(verify=1, **SEARCH)
+    result.extract().save(tmp_path / "student")
+    card = ModelCard.load(tmp_path / "student" / "README.md")
+    measured = result.best.measured
+    assert [(figure.metric_name, figure.metric_value, figure.dataset_split) for figure in card.data.eval_results] == [
+        ("Natural accuracy", measured["natural_accuracy"], "validation"),
+        ("Accuracy under PGD-3, eps=0.1", measured["robust_accuracy"], "validation"),
+    ]
+    assert f"## Accuracy\n\nOn {fitted.n_val_} images of validation." in card.text
+    assert "natural_accuracy" not in fitted.search(**SEARCH).extract().metadata
+
+
+def test_a_search_is_drawn_over_the_labelled_students(fitted):
+    accuracies = 100 * fitted.labels_.accuracies
+    result = fitted.search(**SEARCH)
+    texts = [text.get_text() for text in result.plot().get_legend().get_texts()]
+    assert "labelled students" in texts
+    np.testing.assert_allclose(result.plot_data().population, accuracies)
+    mmacs = [fitted.supernet_.cost(arch, 8).mmacs for arch in fitted.labels_.architectures]
+    cheap = fitted.search(objectives=("robust_accuracy", "macs"), **SEARCH)
+    np.testing.assert_allclose(cheap.plot_data().population, np.column_stack([accuracies[:, 1], mmacs]))
+    assert len(fitted.search(objectives=("robust_accuracy", "params"), **SEARCH).plot_data().population) == 0
+    assert "population" not in result.to_dict()
+
+
+def test_predicting_with_an_active_student_that_is_not_calibrated_raises(fitted, digits):
+    _, x_test, _, y_test = digits
+    est = copy.deepcopy(fitted)
+    est.supernet_.set_active(est.supernet_.space.smallest)
+    for ask in (est.predict, est.predict_proba, lambda x: est.score(x, y_test)):
+        with pytest.raises(UncalibratedError, match="calibrate it on training images"):
+            ask(x_test)
+    est.supernet_.set_active(None)
+    assert np.array_equal(est.predict(x_test), fitted.predict(x_test))
 
 
 def test_what_fit_finds_out_and_keeps(fitted, digits):

@@ -54,8 +54,9 @@ def save(
             "natural_accuracy": candidate.natural_accuracy,
             "robust_accuracy": candidate.robust_accuracy,
         }
-        more = {"measured": candidate.measured, "latency_ms": candidate.latency_ms}
-        found |= {name: value for name, value in more.items() if value is not None}
+        found |= candidate.card_figures
+        if candidate.latency_ms is not None:
+            found["latency_ms"] = candidate.latency_ms
     save_student(student, folder, found)
     return {
         "student": folder,

@@ -7,15 +7,11 @@ part of fit's data, which --data names.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
 
 from ._data import add_data, validation_data
 from ._flags import add_parameters, given, json_value
 from ._report import Report
 from ._students import add_estimator, open_estimator
-
-if TYPE_CHECKING:
-    from proard_nas import Architecture, ProARDEstimator, SearchResult
 
 HELP = "search students under constraints on their cost"
 EXAMPLES = """\
@@ -47,6 +43,7 @@ def run(arguments: argparse.Namespace) -> Report:
     from proard_nas import Architecture
     from proard_nas._folders import check_writable
     from proard_nas._numbers import whole_number
+    from proard_nas._searching import verified
     from proard_nas.search import search
     from proard_nas.supernets.saving import check_target
 
@@ -79,20 +76,3 @@ def run(arguments: argparse.Namespace) -> Report:
         save(estimator, result.best.architecture, result.best, arguments.extract)
         text += f"\nthe best student is in {arguments.extract}"
     return Report({**result.to_dict(), "best": result.front.index(result.best)}, text)
-
-
-def verified(estimator: ProARDEstimator, result: SearchResult, k: int, X: Any, y: Any) -> SearchResult:
-    """Return the result with figures of its k best students, measured on validation data."""
-    measured: dict[Architecture, dict[str, float | int | str]] = {}
-    for candidate in result.most_accurate(k):
-        student = estimator.extract(candidate.architecture)
-        natural = estimator.evaluate(X, y, student=student, attack="natural")
-        robust = estimator.evaluate(X, y, student=student, attack="pgd")
-        measured[candidate.architecture] = {
-            "natural_accuracy": natural.accuracy,
-            "robust_accuracy": robust.accuracy,
-            "attack": robust.attack,
-            "eps": estimator.eps,
-            "n_images": robust.n_images,
-        }
-    return result.with_measured(measured)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -27,9 +27,8 @@ from proard_nas.attacks import (
 from proard_nas.attacks.objectives import is_right
 from proard_nas.data import Source, check_label_range, check_source
 from proard_nas.data.checks import check_pixels
-from proard_nas.supernets import StudentNet
 
-from .calibration import require_calibrated
+from .calibration import require_calibrated_students
 
 Number = TypeVar("Number", int, float)
 
@@ -145,7 +144,7 @@ def evaluate(
     Raises
     ------
     UncalibratedError
-        If the network is a student without batch norm statistics of its own.
+        If the network is, or wraps, a student without batch norm statistics of its own.
     TypeError
         If the source is none.
     ValueError
@@ -206,8 +205,7 @@ def evaluate_all(
     wanted = [attack_settings(attack) for attack in attacks]
     for settings in wanted:
         attack_title(settings.name)  # what is not installed is named before the work
-    if isinstance(network, StudentNet):
-        require_calibrated(network)
+    require_calibrated_students(network)
     survived, seconds, total, natural_seconds, n_classes = [0] * len(wanted), [0.0] * len(wanted), 0, 0.0, 0
     for index, (x, y) in enumerate(source.batches(batch_size)):
         start = time.perf_counter()
@@ -283,6 +281,12 @@ def predict_logits(network: nn.Module, x: Tensor) -> Tensor:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def all_logits(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Return `predict_logits` of all batches, in order; raise `UncalibratedError` as `evaluate` does."""
+    require_calibrated_students(network)
+    return torch.cat([predict_logits(network, x.to(device_of(network, x))) for x in batches])
 
 
 def device_of(network: nn.Module, x: Tensor) -> torch.device:

@@ -16,7 +16,7 @@ from proard_nas._random import derive_seed
 from proard_nas.attacks import AttackBudget, Noise, attack_mode, inner_attack
 from proard_nas.attacks.autoattack import count_classes
 from proard_nas.data.checks import check_label_form, check_label_range, check_pixels
-from proard_nas.supernets import Supernet, statistics_of
+from proard_nas.supernets import StudentNet, Supernet, statistics_of
 from proard_nas.supernets.supernet import has_seen_images, load_statistics, share_statistics
 
 N_IMAGES = 4000
@@ -212,6 +212,13 @@ def share_statistics_of_active(supernet: Supernet, student: nn.Module) -> None:
 def even_chunks(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     """Split images into batches of nearly equal size, none larger than ``batch_size``."""
     return images.tensor_split(-(-len(images) // batch_size))
+
+
+def require_calibrated_students(network: nn.Module) -> None:
+    """Raise `UncalibratedError` if a network is a student without statistics of its own, or wraps one."""
+    for module in network.modules():
+        if isinstance(module, StudentNet):
+            require_calibrated(module)
 
 
 def require_calibrated(network: nn.Module) -> None:

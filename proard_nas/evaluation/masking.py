@@ -16,10 +16,9 @@ from proard_nas._random import derive_seed
 from proard_nas.attacks import ITERATED, Square, WorstCasePGD, margin, run_attack
 from proard_nas.attacks.objectives import is_right
 from proard_nas.data import Source, check_source
-from proard_nas.supernets import StudentNet
 
 from .accuracy import NO_IMAGE, AttackSettings, attack_or_default, labelled_logits, predict_logits
-from .calibration import require_calibrated
+from .calibration import require_calibrated_students
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ def check_gradient_masking(
     Raises
     ------
     UncalibratedError
-        If the network is a student without batch norm statistics of its own.
+        If the network is, or wraps, a student without batch norm statistics of its own.
     TypeError
         If the source is none.
     ValueError
@@ -137,8 +136,7 @@ def check_gradient_masking(
         raise ValueError(
             f"n_images and queries must be positive and tolerance in [0, 1); got {n_images}, {queries}, {tolerance}"
         )
-    if isinstance(network, StudentNet):
-        require_calibrated(network)
+    require_calibrated_students(network)
     check_source(source)
     if len(source) == 0:
         raise ValueError(NO_IMAGE)

@@ -13,6 +13,7 @@ from proard_nas._numbers import finite_number, fraction, whole_number
 from proard_nas.supernets.architecture import Architecture
 
 ACCURACIES = ("natural_accuracy", "robust_accuracy")
+ON_CARD = (*ACCURACIES, "attack", "eps", "n_images", "split")
 
 
 class CostFigures(Protocol):
@@ -95,6 +96,17 @@ class Candidate:
         """Mean of natural and robust accuracy: the measured ones if verified, else the predicted ones."""
         figures = self.measured if self.is_verified and self.measured is not None else vars(self)
         return (float(figures["natural_accuracy"]) + float(figures["robust_accuracy"])) / 2
+
+    @property
+    def card_figures(self) -> dict[str, float | int | str]:
+        """The measured figures as a student's ``metadata`` and its model card hold them.
+
+        Empty unless both accuracies, the attack and its eps are known: without these a card cannot say what it shows.
+        """
+        measured: dict[str, float | int | str] = {"split": "validation", **(self.measured or {})}
+        if not {*ACCURACIES, "attack", "eps"} <= set(measured):
+            return {}
+        return {name: measured[name] for name in ON_CARD if name in measured}
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict."""

@@ -15,7 +15,7 @@ from .candidate import ACCURACIES, Candidate
 from .ledger import Ledger
 from .refinement import refine
 from .sampler import GenerationSampler, Genotype, Individual, Newborn, first_generation
-from .studies import Settings, join_once, new_trial, read_study
+from .studies import REFINED_KEY, Settings, join_once, new_trial, read_study
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Evolution:
         self.generation = len(stored.generations)
         self._next_number = stored.n_trials
         self._interrupted = stored.interrupted
-        self._refined = [member.candidate for member in stored.refined]
+        self._refined = stored.refined
         if stored.generations or stored.interrupted:
             self._continue(stored.generations)
 
@@ -80,23 +80,28 @@ class Evolution:
         joining = join_once(self.study, warm_start, self.generation)
         return self._best(list(dict.fromkeys([*ends, *joining])))
 
-    def recall_refined(self) -> None:
+    def recall_refined(self, again: bool) -> None:
         """Let those that earlier refinements of this study have found take part; after the last generation.
 
-        Before it, they would make its children others than those of a search in a single part.
+        Before it, they would make its children others than those of a search in a single part. So it is with those of
+        a refinement that was cut off and is made ``again``: it finds them anew, without predicting them twice.
         """
-        self.ledger.restore(c for c in self._refined if c.architecture not in self.ledger)
+        for member in self._refined:
+            same = again and member.trial.system_attrs[REFINED_KEY] == self.generation
+            if member.candidate.architecture not in self.ledger:
+                (self.ledger.set_aside if same else self.ledger.restore)([member.candidate])
 
     def refine(self, budget: int) -> None:
         """Look at the neighbours of the front; those that join it are written to the study."""
-        written = set(self.ledger.architectures)
+        written = {*self.ledger.architectures, *(member.candidate.architecture for member in self._refined)}
         s = self.settings
         front = refine(self.ledger, s.space, s.objectives, s.constraints, budget)
         joined = [candidate for candidate in front if candidate.architecture not in written]
         born = [self._genotype.of(candidate.architecture) for candidate in joined]
-        self.study.add_trials([member.trial for member in self._individuals(born, joined, None)])
-        self._next_number += len(joined)
-        self._refined += joined
+        members = self._individuals(born, joined, self.generation, None)
+        self.study.add_trials([member.trial for member in members])
+        self._next_number += len(members)
+        self._refined += members
 
     def _best(self, architectures: Sequence[Architecture]) -> list[Architecture]:
         """Return the best of the architectures, as many as fit into one generation."""
@@ -142,14 +147,13 @@ class Evolution:
         return [*written, *added]
 
     def _individuals(
-        self, born: Sequence[Newborn], candidates: Sequence[Candidate], generation: int | None, first: int = 0
+        self, born: Sequence[Newborn], candidates: Sequence[Candidate], generation: int, first: int | None = 0
     ) -> list[Individual]:
-        """Return the next trials; ``first`` is the index, in its generation, of the first of them."""
+        """Return the next trials; ``first`` is the first one's index in its generation, None in a refinement."""
         found = []
         for i, (newborn, candidate) in enumerate(zip(born, candidates, strict=True)):
-            place = None if generation is None else (generation, first + i)
-            number = self._next_number + i
-            trial = new_trial(self.settings, self._genotype, newborn.genes, candidate, place, number)
+            index, number = None if first is None else first + i, self._next_number + i
+            trial = new_trial(self.settings, self._genotype, newborn.genes, candidate, generation, index, number)
             found.append(Individual(trial, candidate))
         return found
 

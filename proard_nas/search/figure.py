@@ -68,7 +68,8 @@ def plot_data(result: SearchResult, population: ArrayLike | None = None) -> Plot
     ----------
     result : SearchResult
     population : array-like of shape (n, 2) or (n, 3), default=None
-        Natural and robust accuracy of labelled students in [0, 1], and as a third column their MMACs.
+        Natural and robust accuracy of labelled students in [0, 1], and as a third column their MMACs. None is the
+        result's own, where it has what the axes need.
 
     Raises
     ------
@@ -76,6 +77,8 @@ def plot_data(result: SearchResult, population: ArrayLike | None = None) -> Plot
         If the population's shape is another, it holds NaN, or it lacks a column that is an axis.
     """
     x, y = result.objectives[:2] if len(result.objectives) > 1 else ("macs", result.objectives[0])
+    if population is None and {x, y} <= {*ACCURACIES, "macs"}:
+        population = result.population
     front = _points([_predicted(candidate, x, y) for candidate in result.front])
     records = result.generations
     return PlotData(

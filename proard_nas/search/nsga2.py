@@ -84,7 +84,8 @@ def search(
         Of ``natural_accuracy``, ``robust_accuracy`` (made large), ``macs``, ``params`` and ``latency``
         (made small).
     population_size, n_generations : int, default=100
-        At least 2 and 1. A continued study gets ``n_generations`` more.
+        At least 2 and 1. A continued study gets ``n_generations`` more, and may get 0: what is left of a search that
+        was stopped while it refined the front.
     mutation_prob : float, default=0.1
         Probability that a gene of a child is redrawn.
     seed : int or None, default=None
@@ -99,8 +100,8 @@ def search(
         Architectures that join the first generation of this call. If there are more than fit, the best
         of them do. Those that have joined an earlier generation of a continued study do not again.
     refine : bool, default=True
-        Whether to refine the front, with as many more predictions, at most, as the generations of this
-        call could take. In spaces that were enumerated it found the last of the true front's members. What
+        Whether to refine the front, with as many more predictions, at most, as all generations of the study
+        could take. In spaces that were enumerated it found the last of the true front's members. What
         earlier calls have found so in a continued study counts in either case.
     progress : bool, default=True
         Show a progress bar on a terminal.
@@ -148,16 +149,19 @@ def search(
         whole_number("population_size", population_size, 2),
         fraction("mutation_prob", mutation_prob),
     )
-    n_generations = whole_number("n_generations", n_generations, 1)
+    n_generations = whole_number("n_generations", n_generations, 0)
     seed = int(np.random.default_rng().integers(2**31)) if seed is None else whole_number("seed", seed, 0)
     warm_start = [space.validate(arch) for arch in warm_start]
 
     study = open_study(settings, storage, study_name, seed)
     evolution = Evolution(study, settings, Ledger(predict, cost, latency), seed)
-    _run(evolution, n_generations, warm_start, progress)
-    evolution.recall_refined()
+    if n_generations + evolution.generation == 0:
+        raise ValueError("n_generations must be at least 1, got 0, which only a study that has generations may get")
+    if n_generations:
+        _run(evolution, n_generations, warm_start, progress)
+    evolution.recall_refined(again=refine)
     if refine:
-        evolution.refine(budget=settings.population_size * n_generations)
+        evolution.refine(budget=settings.population_size * evolution.generation)
     return _result(evolution, seed)
 
 

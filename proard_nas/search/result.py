@@ -96,6 +96,8 @@ class SearchResult:
         The search as an Optuna study; not saved.
     extractor : callable or None, default=None
         Takes an architecture, returns the student as a network; not saved.
+    population : array-like or None, default=None
+        The labelled students that `plot` draws where it is given no others; not saved.
 
     Raises
     ------
@@ -111,6 +113,7 @@ class SearchResult:
     generations: tuple[GenerationRecord, ...] = ()
     study: optuna.Study | None = None
     extractor: Extractor | None = None
+    population: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         if not self.front:
@@ -127,11 +130,14 @@ class SearchResult:
     def best(self) -> Candidate:
         """The student to take if nothing else is asked for.
 
-        The highest mean of natural and robust accuracy; if some students have been verified, among
-        these and by their measured figures. Among equals, to nine decimals, the one of the fewest MACs.
+        The highest mean of natural and robust accuracy; if some students have been verified, among these and by their
+        measured figures, and of these, where some do, those that reach the least accuracies asked for as measured, too.
+        Among equals, to nine decimals, the one of the fewest MACs.
         """
         verified = [candidate for candidate in self.front if candidate.is_verified]
-        return max(verified or self.front, key=lambda c: (round(c.mean_accuracy, 9), -c.macs, -c.params))
+        floors = {name: self.constraints.get(f"min_{name}") or 0.0 for name in ACCURACIES}
+        kept = [c for c in verified if all(float((c.measured or {})[name]) >= floors[name] for name in floors)]
+        return max(kept or verified or self.front, key=lambda c: (round(c.mean_accuracy, 9), -c.macs, -c.params))
 
     def __len__(self) -> int:
         return len(self.front)
@@ -169,7 +175,8 @@ class SearchResult:
         ----------
         population : array-like of shape (n, 2) or (n, 3), default=None
             Natural and robust accuracy of labelled students in [0, 1]; as a third column their MMACs,
-            which is needed where MACs are an axis.
+            which is needed where MACs are an axis. None draws the labelled students of the estimator that searched,
+            unless an axis is one that is not known of them.
         ax : matplotlib.axes.Axes or None, default=None
             Where to draw; None makes a new figure.
 
@@ -185,7 +192,7 @@ class SearchResult:
         return draw(self.plot_data(population), ax)
 
     def extract(self, i: int | None = None) -> nn.Module:
-        """Return a student of the front as a network.
+        """Return a student of the front as a network; what was measured of it is in its ``metadata``.
 
         Parameters
         ----------
@@ -201,13 +208,17 @@ class SearchResult:
         """
         if self.extractor is None:
             raise RuntimeError(
-                "this search result has no supernet to extract from; use with_extractor(supernet.extract), or "
-                "supernet.extract(result.best.architecture)"
+                "this search result has no estimator to extract from; use with_extractor(est.extract), or "
+                "est.extract(result.best.architecture), where est is the fitted ProARDEstimator"
             )
         if i is not None and not -len(self) <= i < len(self):
             raise IndexError(f"the front has {len(self)} students, numbered from 0; got {i}")
         candidate = self.best if i is None else self.front[i]
-        return self.extractor(candidate.architecture)
+        student = self.extractor(candidate.architecture)
+        metadata = getattr(student, "metadata", None)
+        if isinstance(metadata, dict):  # another extractor's network may have none
+            metadata.update(candidate.card_figures)
+        return student
 
     def most_accurate(self, k: int) -> list[Candidate]:
         """Return the ``k`` students of the front with the highest mean of both accuracies, the best first."""
@@ -248,7 +259,7 @@ class SearchResult:
     # -- keeping it -------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able dict, without study and extractor."""
+        """Return a JSON-able dict, without study, extractor and population."""
         return {
             "format": FORMAT,
             "version": VERSION,

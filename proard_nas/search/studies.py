@@ -175,12 +175,13 @@ def new_trial(
     genotype: Genotype,
     genes: Genes,
     candidate: Candidate,
-    place: tuple[int, int] | None,
+    generation: int,
+    index: int | None,
     number: int,
 ) -> FrozenTrial:
     """Return a finished trial: the genes, the objectives, one constraint for each limit, all figures.
 
-    The place is the generation and the member's index in it; None marks what the refinement of a front has found.
+    The index is the member's in its generation; None marks what a refinement has found after so many generations.
     """
     figures = {k: v for k, v in vars(candidate).items() if k not in ("architecture", "measured") and v is not None}
     now = datetime.datetime.now()  # without a zone, as Optuna's own
@@ -196,7 +197,7 @@ def new_trial(
         params=_CheapToCopy(zip(genotype.distributions, genes, strict=True)),
         distributions=_CheapToCopy(genotype.distributions),
         user_attrs=figures,
-        system_attrs={REFINED_KEY: True} if place is None else {GENERATION_KEY: place[0], MEMBER_KEY: place[1]},
+        system_attrs={REFINED_KEY: generation} if index is None else {GENERATION_KEY: generation, MEMBER_KEY: index},
         intermediate_values={},
     )
     for name, violation in settings.constraints.violations(candidate).items():

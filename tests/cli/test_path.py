@@ -94,8 +94,9 @@ def test_a_database_that_cannot_be_opened_is_named(fitted, fails):
     assert "the storage mysql+none://host/x cannot be opened: " in message and "secret" not in message
 
 
-def test_verify_measures_on_the_very_images_that_fit_held_out(estimator, fitted, photos, call):
-    found = call("search", "--estimator", fitted, *SEARCH, "--verify", "1", "--data", photos)
+def test_verify_measures_on_the_very_images_that_fit_held_out(estimator, fitted, photos, call, tmp_path):
+    argv = ["search", "--estimator", fitted, *SEARCH, "--verify", "1", "--data", photos]
+    found = call(*argv, "--extract", tmp_path / "student")
     (measured,) = [row for row in found["front"] if row["measured"]]
     assert found["front"].index(measured) == found["best"]
     assert (measured["measured"]["n_images"], measured["measured"]["attack"]) == (13, "PGD-2")
@@ -108,6 +109,11 @@ def test_verify_measures_on_the_very_images_that_fit_held_out(estimator, fitted,
     images, labels = torch.stack([image for image, _ in x]), torch.tensor([label for _, label in x])
     right = (student(images).argmax(1) == labels).float().mean().item()
     assert measured["measured"]["natural_accuracy"] == pytest.approx(right)
+    figures = {**measured["measured"], "split": "validation"}
+    assert load_student(tmp_path / "student").metadata.items() >= figures.items()
+    python = ProARDEstimator.load(fitted).label(12, x, y)
+    result = python.search(max_flops=1.5, n_generations=4, population_size=20, progress=False, verify=1)
+    assert result.to_dict()["front"] == found["front"]
 
 
 def test_a_wrong_number_to_verify_is_refused_before_the_work(fitted, photos, fails, monkeypatch):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from proard_nas._random import derive_seed
 from proard_nas.attacks import AttackBudget, Noise
 from proard_nas.data import ArraySource
-from proard_nas.evaluation import UncalibratedError, calibrate, evaluate
+from proard_nas.evaluation import UncalibratedError, calibrate, check_gradient_masking, evaluate
 from proard_nas.evaluation import calibration as calibration_module
 from proard_nas.supernets import is_calibrated, statistics_of
 
@@ -110,6 +110,15 @@ def test_evaluating_an_uncalibrated_student_raises(net, images):
         with pytest.raises(UncalibratedError, match="calibrate it on training images"):
             evaluate(student, source, "natural")
         evaluate(calibrate(student, images), source, "natural")
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel, torch.compile])
+def test_an_uncalibrated_student_is_found_in_a_wrapper(net, images, wrap):
+    source = ArraySource(images, torch.arange(60) % 10)
+    network = wrap(net.extract(net.space.sample(0)))
+    for measure in (evaluate, check_gradient_masking):
+        with pytest.raises(UncalibratedError, match="calibrate it on training images"):
+            measure(network, source, "fgsm")
 
 
 # -- kinds, against plain torch ----------------------------------------------------------------

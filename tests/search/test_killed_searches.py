@@ -21,10 +21,10 @@ from proard_nas.search import search, studies
 from proard_nas.supernets.space import SearchSpace
 
 SPACE = SearchSpace(
-    depths=(0, 1), base_depths=(1, 2, 1), expand_ratios=(0.2, 0.25, 0.35), width_mults=(0.5, 0.75, 1), n_widths=4
+    depths=(0, 1), base_depths=(1, 2, 1), expand_ratios=(0.2, 0.25, 0.35), width_mults=(0.5, 1), n_widths=4
 )
 POPULATION, GENERATIONS = 8, 6
-SETTINGS = {"max_flops": 20.0, "population_size": POPULATION, "seed": 0, "refine": False, "progress": False}
+SETTINGS = {"max_flops": 20.0, "population_size": POPULATION, "seed": 0, "progress": False}
 PROBES = 50  # stored students that are predicted again, to see that the predictor is the same
 
 
@@ -47,9 +47,14 @@ def predict(archs):
     return np.column_stack([0.4 + 0.1 * first - 0.05 * last, 0.3 + 0.1 * last - 0.05 * first])
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "refined"])
+def refine(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def whole():
-    return search(SPACE, predict, cost, n_generations=GENERATIONS, **SETTINGS)
+def whole(refine):
+    return search(SPACE, predict, cost, n_generations=GENERATIONS, refine=refine, **SETTINGS)
 
 
 @pytest.fixture
@@ -75,12 +80,12 @@ def written(storage):
             return 0
 
 
-def go_on(storage, function=predict):
+def go_on(storage, refine, function=predict):
     """Run what is left of the search, as far as the study tells."""
     names = optuna.get_all_study_names(studies._storage(storage))
     done = len(stored(storage)) // POPULATION if "s" in names else 0
-    n = max(1, GENERATIONS - done)
-    return search(SPACE, function, cost, storage=storage, study_name="s", n_generations=n, **SETTINGS)
+    n = max(0, GENERATIONS - done)
+    return search(SPACE, function, cost, storage=storage, study_name="s", n_generations=n, refine=refine, **SETTINGS)
 
 
 def assert_same(result, whole, trials):
@@ -91,7 +96,7 @@ def assert_same(result, whole, trials):
 
 
 @pytest.mark.parametrize(("kind", "seed"), [("journal", 0), ("journal", 1), ("journal", 2), ("sqlite", 3)])
-def test_stopped_at_random_moments(storage, whole, monkeypatch, seed):
+def test_stopped_at_random_moments(storage, whole, refine, monkeypatch, seed):
     """While it predicts, and between any two trials that are written."""
     rng = np.random.default_rng(seed)
     add = optuna.Study.add_trial
@@ -117,7 +122,7 @@ def test_stopped_at_random_moments(storage, whole, monkeypatch, seed):
             return predict(archs)
 
         monkeypatch.setattr(optuna.Study, "add_trial", adding)
-        return go_on(storage, watched)
+        return go_on(storage, refine, watched)
 
     n_started = 0
     while n_started < 4:
@@ -127,37 +132,70 @@ def test_stopped_at_random_moments(storage, whole, monkeypatch, seed):
     assert_same(life(None, None), whole, stored(storage))
 
 
-def test_a_torn_last_line_of_a_journal_is_removed(tmp_path, whole):
+@pytest.mark.parametrize("refine", [True], indirect=True)
+@pytest.mark.parametrize("n_written", [0, 1, 4])
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_stopped_while_it_refines(storage, whole, refine, monkeypatch, n_written):
+    """Nothing that it has found is predicted or written again, and the result is that of a search in one part."""
+    add, n_trials = optuna.Study.add_trial, POPULATION * GENERATIONS + n_written
+    assert len(whole.study.trials) > n_trials
+
+    def adding(study, trial):
+        if trial.number == n_trials:
+            raise Stopped
+        add(study, trial)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "add_trial", adding)
+        with pytest.raises(Stopped):
+            go_on(storage, refine)
+    found = {tuple(t.params.values()) for t in stored(storage)}
+    assert len(stored(storage)) == n_trials
+    asked = []
+    result = go_on(storage, refine, lambda archs: (asked.append(archs), predict(archs))[1])
+    assert not [arch for archs in asked[1:] for arch in archs if tuple(SPACE.to_genes(arch)) in found]
+    assert_same(result, whole, stored(storage))
+    assert_same(go_on(storage, refine), whole, stored(storage))
+
+
+def test_no_generation_is_refused_where_there_is_none(tmp_path):
+    for stored_in in ({}, {"storage": tmp_path / "search.log", "study_name": "s"}):
+        with pytest.raises(ValueError, match="n_generations must be at least 1, got 0, which only a study that has"):
+            search(SPACE, predict, cost, n_generations=0, **stored_in, **SETTINGS)
+
+
+def test_a_torn_last_line_of_a_journal_is_removed(tmp_path, whole, refine):
     path = tmp_path / "search.log"
-    search(SPACE, predict, cost, storage=path, study_name="s", n_generations=2, **SETTINGS)
+    search(SPACE, predict, cost, storage=path, study_name="s", n_generations=2, refine=False, **SETTINGS)
     text = path.read_bytes()
     path.write_bytes(text[: text.rfind(b"\n", 0, -1) + 40])
-    result = go_on(str(path))
+    result = go_on(str(path), refine)
     assert_same(result, whole, stored(str(path)))
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
 @pytest.mark.timeout(60)
-def test_a_lock_that_was_left_behind_is_removed_also_for_a_relative_path(tmp_path, whole, monkeypatch):
+def test_a_lock_that_was_left_behind_is_removed_also_for_a_relative_path(tmp_path, whole, refine, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    search(SPACE, predict, cost, storage="runs/s.log", study_name="s", n_generations=2, **SETTINGS)
+    options = {"storage": "runs/s.log", "study_name": "s", "refine": False, **SETTINGS}
+    search(SPACE, predict, cost, n_generations=2, **options)
     made = []
     real = os.symlink
     monkeypatch.setattr(os, "symlink", lambda *where: made.append(where) or real(*where))
-    search(SPACE, predict, cost, storage="runs/s.log", study_name="s", n_generations=1, **SETTINGS)
+    search(SPACE, predict, cost, n_generations=1, **options)
     monkeypatch.setattr(os, "symlink", real)
     target, lock = made[0]
     Path(lock).symlink_to(target)
     monkeypatch.setattr(studies, "LOCK_SECONDS", 3)
-    assert_same(go_on("runs/s.log"), whole, stored("runs/s.log"))
+    assert_same(go_on("runs/s.log", refine), whole, stored("runs/s.log"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
-def test_killed_at_random_moments(storage, whole, monkeypatch):
+def test_killed_at_random_moments(storage, whole, refine, monkeypatch):
     """Each time soon after a drawn number of new trials was written, one every few milliseconds."""
     monkeypatch.setattr(studies, "LOCK_SECONDS", 3)
     add = optuna.Study.add_trial
@@ -169,7 +207,7 @@ def test_killed_at_random_moments(storage, whole, monkeypatch):
         pid, status = os.fork(), None
         if pid == 0:
             try:
-                go_on(storage)
+                go_on(storage, refine)
                 os._exit(0)
             finally:
                 os._exit(1)
@@ -190,11 +228,7 @@ def test_killed_at_random_moments(storage, whole, monkeypatch):
             assert after >= before
             before = after
     assert killed >= 3
-    trials = stored(storage)[: POPULATION * GENERATIONS]
-    front = {tuple(t.values) for t in trials if t.constraints["max_flops"] <= 0}
-    best = {v for v in front if not any(w != v and w[0] >= v[0] and w[1] >= v[1] for w in front)}
-    assert best == {(c.natural_accuracy, c.robust_accuracy) for c in whole.front}
-    assert [t.params for t in trials] == [t.params for t in whole.study.trials]
+    assert_same(go_on(storage, refine), whole, stored(storage))
 
 
 @pytest.mark.parametrize(
@@ -204,12 +238,12 @@ def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path, foreig
     path = tmp_path / "search.log"
     path.write_bytes(foreign)
     with pytest.raises(ValueError, match=r"search\.log is no journal of a study, and was left as it is; give another"):
-        search(SPACE, predict, cost, storage=path, n_generations=1, **SETTINGS)
+        search(SPACE, predict, cost, storage=path, n_generations=1, refine=False, **SETTINGS)
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"search.log": foreign}
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"op', b'{"op_code":0,"worker_id":"a'])
-def test_a_journal_without_one_whole_line_is_begun_anew(tmp_path, torn, whole):
+def test_a_journal_without_one_whole_line_is_begun_anew(tmp_path, torn, whole, refine):
     path = tmp_path / "search.log"
     path.write_bytes(torn)
-    assert_same(go_on(str(path)), whole, stored(str(path)))
+    assert_same(go_on(str(path), refine), whole, stored(str(path)))

@@ -65,6 +65,15 @@ class TestFrontAndBest:
         assert verified.best.architecture == ARCHS[0]
         assert verified.best.mean_accuracy == pytest.approx(0.655)
 
+    def test_of_the_verified_those_that_keep_the_limits_as_measured_come_first(self):
+        front = [candidate(0, 0.80, 0.54), candidate(1, 0.85, 0.53), candidate(2, 0.87, 0.52)]
+        result = SearchResult(front, constraints={"min_robust_accuracy": 0.5, "min_natural_accuracy": 0.7})
+        below = {ARCHS[1]: {"natural_accuracy": 0.90, "robust_accuracy": 0.49},
+                 ARCHS[2]: {"natural_accuracy": 0.69, "robust_accuracy": 0.60}}  # fmt: skip
+        kept = {ARCHS[0]: {"natural_accuracy": 0.7, "robust_accuracy": 0.5}}
+        assert result.with_measured(below | kept).best.architecture == ARCHS[0]
+        assert result.with_measured(below).best.architecture == ARCHS[1]  # the best of those that miss them
+
     def test_half_measured_is_not_verified(self, result):
         assert result.with_measured({ARCHS[0]: {"natural_accuracy": 0.99}}).best.architecture == ARCHS[1]
 
@@ -230,11 +239,17 @@ class TestExtract:
             extracting.extract(3)
 
     def test_without_an_extractor_says_what_to_do(self, result):
-        with pytest.raises(RuntimeError, match="with_extractor"):
+        with pytest.raises(RuntimeError, match=r"with_extractor\(est\.extract\), or est"):
             result.extract()
 
 
 class TestMeasured:
+    def test_a_card_gets_the_figures_that_say_how_they_were_measured(self, result):
+        figures = {"natural_accuracy": 0.7, "robust_accuracy": 0.4, "attack": "PGD-20", "eps": 0.1, "n_images": 9}
+        measured = result.with_measured({ARCHS[0]: figures | {"seconds": 2.0}, ARCHS[1]: {"robust_accuracy": 0.4}})
+        expected = [{**figures, "split": "validation"}, {}, {}]
+        assert [candidate.card_figures for candidate in measured.front] == expected
+
     def test_leaves_the_original_alone_and_adds_up(self, result):
         once = result.with_measured({ARCHS[0]: {"natural_accuracy": 0.7, "attack": "fgsm"}})
         twice = once.with_measured({ARCHS[0]: {"robust_accuracy": 0.4, "attack": "pgd"}})
