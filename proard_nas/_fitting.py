@@ -25,6 +25,7 @@ from ._warm_start import Before
 from .attacks import seeded, warn_if_short
 from .data import PreparedData, check_columns, check_image_size, prepare
 from .supernets import Supernet
+from .supernets.modules import Normalize
 from .training import (
     PRECISIONS,
     CheckpointStore,
@@ -47,7 +48,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
-FROM_DATA = ("num_classes", "norm_mean", "norm_std")
+NOT_MODEL_ARGS = {
+    "num_classes": "follows from the data; allowed: the estimator's num_classes",
+    "norm_mean": "follows from the data",
+    "norm_std": "follows from the data",
+    "drop_rate": "each stage of training sets; allowed: stages of one's own, with Stage(drop_rate=...)",
+}
 
 CHOICES = "its choices are depths, width_mults, expand_ratios and kernel_sizes"
 
@@ -138,10 +144,9 @@ def check_parameters(estimator: ProARDEstimator) -> None:
 def _check_model_args(given: Any) -> None:
     if given is not None and not isinstance(given, dict):
         raise ValueError(f"model_args must be a dict of the supernet's keyword arguments or None, got {given!r}")
-    for name in FROM_DATA:
+    for name, reason in NOT_MODEL_ARGS.items():
         if name in (given or {}):
-            instead = "; allowed: the estimator's num_classes" if name == "num_classes" else ""
-            raise ValueError(f"model_args has {name!r}, which follows from the data{instead}")
+            raise ValueError(f"model_args has {name!r}, which {reason}")
 
 
 def check_device(device: object) -> None:
@@ -270,11 +275,11 @@ def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int, w
 def _teacher(estimator: ProARDEstimator, data: PreparedData) -> nn.Module | None:
     """Return a teacher of the user's own, once it has been seen to fit the data."""
     teacher = estimator.teacher
-    if isinstance(teacher, str):
-        teacher = timm.create_model(teacher, pretrained=True)
     if teacher is None:
         return None
     classes, shape = data.summary.num_classes, (2, data.summary.in_chans, *data.summary.image_size)
+    if isinstance(teacher, str):
+        teacher = _teacher_by_name(teacher, data.summary.in_chans)
     with torch.no_grad():
         teacher = copy.deepcopy(teacher).to(estimator.device_).eval()  # a parameter, which stays as it is
         try:
@@ -284,6 +289,21 @@ def _teacher(estimator: ProARDEstimator, data: PreparedData) -> nn.Module | None
     if given != (2, classes):
         raise ValueError(f"the teacher gives an output of shape {given} for 2 images; allowed: (2, {classes})")
     return cast(nn.Module, teacher)
+
+
+def _teacher_by_name(name: str, in_chans: int) -> nn.Module:
+    """Return a timm model with the normalisation before it that its weights were trained with: timm leaves it out."""
+    model: nn.Module = timm.create_model(name, pretrained=True)
+    cfg = getattr(model, "pretrained_cfg", {})
+    mean, std = tuple(cfg.get("mean") or (0.0,)), tuple(cfg.get("std") or (1.0,))
+    if not any(mean) and all(value == 1 for value in std):
+        return model
+    if {len(mean), len(std)} - {1, in_chans}:
+        raise ValueError(
+            f"the teacher {name!r} normalises images by mean={mean} and std={std}, and the data's have {in_chans} "
+            "channels; allowed: a module from images in [0, 1] to logits"
+        )
+    return nn.Sequential(Normalize(mean, std), model)
 
 
 def _describe(estimator: ProARDEstimator, data: PreparedData, seed: int) -> None:

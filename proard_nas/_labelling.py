@@ -21,7 +21,7 @@ from .evaluation import Label, Labels, label_students
 from .evaluation.labels import record_parts
 from .evaluation.population import IMAGES, images_checksum, label_student
 from .supernets import Architecture, Supernet
-from .training import labelling_macs
+from .training import exit_at_sigterm, labelling_macs
 
 if TYPE_CHECKING:
     from .estimator import ProARDEstimator
@@ -38,6 +38,7 @@ File = str | os.PathLike[str] | None
 # -- what fit and label do --------------------------------------------------------------------
 
 
+@exit_at_sigterm()
 def label_first(estimator: ProARDEstimator, val: Source, record: File) -> None:
     """Label the students that `ProARDEstimator.fit` asks for, and fit the predictor."""
     val = on_device(val, estimator.device_)
@@ -45,15 +46,14 @@ def label_first(estimator: ProARDEstimator, val: Source, record: File) -> None:
     _finish(estimator, _extended(estimator, labels, estimator.n_labels, val, record), val)
 
 
+@exit_at_sigterm()
 def label_more(estimator: ProARDEstimator, n_labels: int, X: Any, y: Any, record: File, replace: bool) -> None:
     """Bring the labelled students up to a number; see `ProARDEstimator.label`."""
     check_parameters(estimator)
     check_n_labels(n_labels, estimator.supernet_.space.size)
     with distributed.process_group(estimator.device_):
         val, known = _validation(estimator, X, y), estimator.labels_
-        settings = _settings(estimator, val)
-        if X is None:  # the very images; a dataset's random transforms give them another checksum each time
-            settings[IMAGES] = known.settings.get(IMAGES, settings[IMAGES])
+        settings = _settings_now(estimator, val, X is None)
         if replace:
             known = _measured(estimator, Labels((), settings), known.architectures[:n_labels], val, record)
         else:
@@ -66,9 +66,20 @@ def label_more(estimator: ProARDEstimator, n_labels: int, X: Any, y: Any, record
         _finish(estimator, labels, val)
 
 
-def measure(estimator: ProARDEstimator, arch: Architecture) -> Label:
-    """Measure one student on the validation images at hand; see `ProARDEstimator.measure`."""
-    val, attack = _validation(estimator, None, None), estimator._attack("pgd")
+def known_or_measured(
+    estimator: ProARDEstimator, architectures: Sequence[Architecture], X: Any = None, y: Any = None
+) -> Labels:
+    """Return students' labels on validation images: those at hand, if measured just so, and else new ones."""
+    val, known = _validation(estimator, X, y), estimator.labels_
+    settings = _settings_now(estimator, val, X is None)
+    same = all(known.settings.get(name) == value for name, value in settings.items())
+    found = {label.architecture: label for label in known.students} if same else {}
+    return Labels(tuple(found.get(arch) or measure(estimator, arch, val) for arch in architectures), settings)
+
+
+def measure(estimator: ProARDEstimator, arch: Architecture, val: Source | None = None) -> Label:
+    """Measure one student, on the validation images at hand by default; see `ProARDEstimator.measure`."""
+    val, attack = _validation(estimator, None, None) if val is None else val, estimator._attack("pgd")
     seed = derive_seed(estimator.seed_, "labels")
     return label_student(estimator.supernet_, arch, val, estimator.calibration_images_, attack, seed=seed)
 
@@ -200,6 +211,14 @@ def _settings(estimator: ProARDEstimator, val: Source) -> dict[str, Any]:
     """Return how labels on these images are measured: of no student, so that nothing is."""
     settings = _label_students(estimator, [], val).settings
     return {**settings, IMAGES: settings[IMAGES] or images_checksum(val)}
+
+
+def _settings_now(estimator: ProARDEstimator, val: Source, own: bool) -> dict[str, Any]:
+    """Return `_settings` of a fitted estimator, to be compared with its labels'; ``own`` are those very images."""
+    settings = _settings(estimator, val)
+    if own:  # a dataset's random transforms give them another checksum each time
+        settings[IMAGES] = estimator.labels_.settings.get(IMAGES, settings[IMAGES])
+    return settings
 
 
 # -- choosing ---------------------------------------------------------------------------------

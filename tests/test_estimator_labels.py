@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from torch.utils.data import TensorDataset
 
-from proard_nas import ProARDEstimator
+from proard_nas import ProARDEstimator, SearchResult, _labelling
 from proard_nas._random import derive_seed
+from proard_nas._searching import verified
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import population
 from proard_nas.evaluation.population import images_checksum
-from proard_nas.search import active
+from proard_nas.search import Candidate, active
 from proard_nas.training import Stage, Trainer, accounting
 
 SMALL = {
@@ -256,17 +258,18 @@ def test_where_there_are_enough_nothing_is_measured(fitted, monkeypatch):
     assert fitted.predictor_ is predictor and table(fitted) == before
 
 
-def test_a_stopped_call_changes_nothing_and_goes_on_from_its_record(fitted, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_stopped_call_changes_nothing_and_goes_on_from_its_record(fitted, tmp_path, monkeypatch, number, error):
     original, before, measured = population.label_student, table(fitted), []
 
     def label_student(supernet, arch, *args):
         if len(measured) == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         measured.append(arch)
         return original(supernet, arch, *args)
 
     monkeypatch.setattr(population, "label_student", label_student)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         fitted.label(18, record=tmp_path / "labels.jsonl")
     assert table(fitted) == before
     assert len((tmp_path / "labels.jsonl").read_text().splitlines()) == 4
@@ -318,3 +321,30 @@ def test_wrong_calls_are_refused(fitted, val):
         fitted.label(14, y=val[1])
     with pytest.raises(ValueError, match="without labels"):
         fitted.label(14, val[0])
+
+
+def test_verifying_looks_labelled_students_up_and_measures_only_others(loaded, val, monkeypatch):
+    space, (first, second, *_) = loaded.supernet_.space, loaded.labels_.students
+    other = next(arch for arch in space.sample_distinct(14, 0) if arch not in loaded.labels_.architectures)
+    archs = [first.architecture, second.architecture, other]
+    result = SearchResult([Candidate(arch, 1, 1, 0.5, 0.5) for arch in archs])
+    seen, real = [], _labelling.label_student
+    monkeypatch.setattr(
+        _labelling, "label_student", lambda *given, **more: (seen.append(given[1]), real(*given, **more))[1]
+    )
+
+    def measured(*data):
+        seen.clear()
+        found = {c.architecture: c.measured for c in verified(loaded, result, 3, *data).front}
+        return [(found[arch]["natural_accuracy"], found[arch]["robust_accuracy"]) for arch in archs]
+
+    known = [(label.natural_accuracy, label.robust_accuracy) for label in (first, second)]
+    figures = measured(*val)
+    assert seen == [other] and figures[:2] == known
+    assert measured(val[0][:20], val[1][:20]) != figures and len(seen) == 3
+    loaded.label(12, *val)
+    assert measured() == figures and seen == [other]
+    assert loaded.measure(first.architecture).robust_accuracy == first.robust_accuracy
+    loaded.eval_steps = 3
+    measured()
+    assert len(seen) == 3

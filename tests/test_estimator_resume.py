@@ -22,6 +22,7 @@ from sklearn.utils import check_random_state
 
 from proard_nas import ProARDEstimator
 from proard_nas._describing import described
+from proard_nas.evaluation import population
 from proard_nas.training import Stage, Trainer
 
 SMALL = {
@@ -110,6 +111,33 @@ def test_a_stopped_fit_leaves_a_usable_estimator_and_goes_on_to_the_same_bits(
     assert all(torch.equal(tensor, bits(fitted)[name]) for name, tensor in bits(est).items())
     assert without_seconds(est.history_) == without_seconds(fitted.history_)
     assert [label.architecture for label in est.labels_.students] == fitted.labels_.architectures
+    assert (est.labels_.accuracies == fitted.labels_.accuracies).all()
+
+
+def test_sigterm_while_labelling_leaves_a_usable_estimator_and_a_refit_goes_on(digits, fitted, run, monkeypatch):
+    (run / "labels.jsonl").unlink()
+    monkeypatch.setattr(Trainer, "step", None)  # it has been trained
+    original, calls = population.label_student, []
+
+    def label_student(*args):
+        calls.append(args)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(population, "label_student", label_student)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # where it is not caught, nothing stops
+    try:
+        est = ProARDEstimator(**SMALL)
+        with pytest.raises(SystemExit) as stopped:
+            est.fit(*digits, checkpoint_dir=run)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 128 + 15 and len(calls) == 6
+    assert (est.predict(digits[0]) == fitted.predict(digits[0])).all()
+    est.fit(*digits, checkpoint_dir=run)
+    assert len(calls) == 6 + 12 - 5
+    assert est.labels_.architectures == fitted.labels_.architectures
     assert (est.labels_.accuracies == fitted.labels_.accuracies).all()
 
 
@@ -342,6 +370,61 @@ def test_a_teacher_of_ones_own_teaches_every_stage_and_stays_as_it_was(digits):
     assert est.score(*digits) < 0.5
 
 
+MEAN, STD = 0.3, 0.1
+
+
+@pytest.fixture(scope="module")
+def named(digits, tmp_path_factory):
+    """Return a timm model that was trained on normalised images, and the name it has where it is saved."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    x, y = map(torch.from_numpy, digits)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(15):
+        for i in range(0, len(x), 64):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model((x[i : i + 64] - MEAN) / STD), y[i : i + 64]).backward()
+            optimizer.step()
+    return model.eval(), save(model, tmp_path_factory.mktemp("named"), (MEAN,), (STD,))
+
+
+def save(model, folder, mean, std):
+    model.pretrained_cfg.update(input_size=(len(mean), 8, 8), mean=mean, std=std)
+    arguments = {"num_classes": 10, "in_chans": len(mean)}
+    timm.models.save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
+    return f"local-dir:{folder}"
+
+
+def test_a_teacher_by_name_sees_images_normalised_as_in_its_training(digits, named, monkeypatch):
+    (model, name), teachers, original = named, [], Trainer.run
+    monkeypatch.setattr(Trainer, "run", lambda self, stages: (teachers.append(self.teacher), original(self, stages))[1])
+    est = ProARDEstimator(**{**SMALL, "eps": 0.02, "step_size": 0.01, "teacher": name}).fit(*digits)
+    x = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(teachers[0](x), model((x - MEAN) / STD))
+    assert est.score(*digits) > 0.6
+
+
+def test_a_teacher_by_name_of_other_channels_is_refused(digits, monkeypatch, tmp_path):
+    name = save(timm.create_model("test_resnet", num_classes=10), tmp_path, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    monkeypatch.setattr(Trainer, "run", None)
+    with pytest.raises(ValueError, match=r"by mean=\(0.5, 0.5, 0.5\).*the data's have 1 channels; allowed: a module"):
+        ProARDEstimator(**SMALL, teacher=name).fit(*digits)
+
+
+def test_a_network_of_ours_as_teacher_is_taken_as_it_is(digits, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    own = timm.create_model("proard_resnet_tiny", num_classes=10, norm_mean=(0.3,), norm_std=(0.1,)).eval()
+    own.save(tmp_path / "own")
+    teachers = []
+    monkeypatch.setattr(Trainer, "run", lambda self, stages: teachers.append(self.teacher) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ProARDEstimator(**SMALL, teacher=f"local-dir:{tmp_path / 'own'}").fit(*digits)
+    x = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(teachers[0](x), own(x))
+
+
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
@@ -410,6 +493,7 @@ def test_single_step_training_is_watched_each_epoch(digits):
         ("device", "cpu:x", "unknown device 'cpu:x'"),
         ("model_args", {"num_classes": 5}, "model_args has 'num_classes', .*allowed: the estimator's num_classes"),
         ("model_args", {"norm_mean": [0.5]}, "model_args has 'norm_mean', which follows from the data"),
+        ("model_args", {"drop_rate": 0.3}, r"model_args has 'drop_rate', .*allowed: .*Stage\(drop_rate=\.\.\.\)"),
         ("model_args", "depths", "model_args must be a dict"),
     ],
 )

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "pynvml": "nvidia-ml-py"}  # where another one is imported
+BROUGHT = {"huggingface-hub", "sqlalchemy"}  # timm and optuna need these
 
 
 def run(code: str) -> str:
@@ -43,6 +51,41 @@ def test_public_names_are_there_and_an_unknown_one_is_an_attribute_error():
     assert "AttributeError" in run(
         "import proard_nas\ntry: proard_nas.ProARDEstimater\nexcept AttributeError: print('AttributeError')"
     )
+
+
+@pytest.fixture(scope="module")
+def project():
+    path = CHECKOUT / "pyproject.toml"
+    if not path.exists():
+        pytest.skip("the tests are not in a checkout")
+    return tomllib.loads(path.read_text())["project"]
+
+
+def imported(path: Path) -> set[str]:
+    """Return the first part of each name that a file imports from elsewhere."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return {module.partition(".")[0] for module in modules}
+
+
+def test_whatever_is_imported_is_declared(project):
+    needed = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    declared = {re.match(r"[\w.-]+", requirement)[0] for requirement in needed}
+    files = sorted((CHECKOUT / "proard_nas").rglob("*.py"))
+    names = set().union(*map(imported, files)) - {"proard_nas", *sys.stdlib_module_names}
+    assert len(files) > 100 and {"torch", "PIL"} <= names
+    assert {NAMES.get(name, name).replace("_", "-") for name in names} - declared <= BROUGHT
+
+
+def test_the_lowest_versions_that_are_allowed_are_those_tested(project):
+    lines = (CHECKOUT / "constraints" / "lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
+    lowest = dict(requirement.split(">=") for requirement in project["dependencies"])
+    assert not [name for name, bound in lowest.items() if not f"{tested.get(name)}.".startswith(f"{bound}.")]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from .recovery import TrainingFailedError
 from .sampling import SAMPLERS
 from .schedule import SCHEDULES, make_schedule
 from .settings import TrainSettings
-from .signals import raise_for
+from .signals import exit_at_sigterm, raise_for
 from .stage import Stage
 from .trainer import Trainer
 
@@ -45,6 +45,7 @@ __all__ = [
     "TrainingFailedError",
     "Validation",
     "calibration_images",
+    "exit_at_sigterm",
     "fastest",
     "labelling_macs",
     "make_loss",

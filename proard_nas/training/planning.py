@@ -32,9 +32,9 @@ def plan_training(
     """Time a few steps on this device; choose the precision and state the cost of the schedule.
 
     The measured step is a TRADES step (or a natural one, if the first stage is natural) on one
-    random student, on a part of one batch, so that a large network is measured in seconds. The
-    cost is logged, as a warning with the settings that make it smaller where it takes more than
-    half an hour. A training that goes on from a checkpoint states what an earlier run has spent, and what is left.
+    random student, on a part of one batch, so that a large network is measured in seconds; on CUDA on the whole of
+    it. The cost is logged, as a warning with the settings that make it smaller where it takes more than half an hour.
+    A training that goes on from a checkpoint states what an earlier run has spent, and what is left.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def plan_training(
     stage = dataclasses.replace(stages[0], loss=loss, elastic=(), teacher="frozen", students_per_step=1)
     macs = stage_macs(supernet, stage, budget, img_size)
     macs *= supernet.cost(arch, img_size).macs / supernet.cost(supernet.space.largest, img_size).macs
-    n = max(2, min(len(x), int(STEP_MACS / macs)))
+    n = _timed_images(trainer.device, len(x), macs)
     job = Job.of(stage, stage.budget(budget), [arch], 0, n * distributed.world_size(), 0.0)
     runner = StepRunner(supernet, CANDIDATES[0])
 
@@ -88,8 +88,16 @@ def plan_training(
     cost = dataclasses.replace(cost, stages=stages_and_labels)
     at_once = macs * n * distributed.world_size()
     cost = dataclasses.replace(cost, seconds=cost.macs * seconds[str(choice)] / at_once)
-    _state(cost, choice, trainer.ledger.total.macs)
+    pgd = any(make_loss(one.loss).passes.attacked and not one.budget(budget).single_step for one in all_stages)
+    _state(cost, choice, trainer.ledger.total.macs, pgd)
     return choice, cost
+
+
+def _timed_images(device: torch.device, batch: int, macs: float) -> int:
+    """Return on how many images of a batch this process times a step."""
+    if device.type == "cuda":  # few would take as long as their kernels' launches, in any precision
+        return max(2, batch // distributed.world_size())
+    return max(2, min(batch, int(STEP_MACS / macs)))
 
 
 def labelling_macs(n_students: int, n_images: int, n_calibration: int, steps: int, mean_macs: float) -> float:
@@ -97,7 +105,7 @@ def labelling_macs(n_students: int, n_images: int, n_calibration: int, steps: in
     return n_students * mean_macs * (n_calibration + n_images * (2 + 2 * steps))
 
 
-def _state(cost: TrainingCost, precision: Precision, spent: float) -> None:
+def _state(cost: TrainingCost, precision: Precision, spent: float, pgd: bool) -> None:
     if spent and cost.seconds is not None:
         left = duration(max(0.0, 1 - spent / cost.macs) * cost.seconds)
         logger.info("an earlier run has spent %.2g of %s (%s): about %s are left, less where students are labelled",
@@ -105,9 +113,10 @@ def _state(cost: TrainingCost, precision: Precision, spent: float) -> None:
     elif cost.seconds is not None and cost.seconds > LONG:
         logger.warning(
             "this will cost %s (%s). To make it smaller: fewer epochs (epochs=...), a smaller network (model=...), "
-            "fewer attack steps (attack_steps=...), fewer labelled students (n_labels=...)",
+            "%sfewer labelled students (n_labels=...)",
             cost,
             precision,
+            "one attack step in place of PGD's (attack='n-fgsm') or fewer (attack_steps=...), " if pgd else "",
         )
     else:
         logger.info("training and labelling will cost %s (%s)", cost, precision)

@@ -1,10 +1,12 @@
-"""SIGTERM and Ctrl-C while training: noticed at the end of a step, not in the middle of one."""
+"""SIGTERM and Ctrl-C: while training noticed at the end of a step, and elsewhere both an exception at once."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn, Self
 
@@ -46,6 +48,23 @@ class SignalWatch:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
         self._before = {}
+
+
+@contextlib.contextmanager
+def exit_at_sigterm() -> Iterator[None]:
+    """Raise SystemExit where SIGTERM comes inside the block, as Python raises KeyboardInterrupt at Ctrl-C.
+
+    Only in the main thread, and not where the process ignores SIGTERM.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: raise_for(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not set by Python
 
 
 def raise_for(received: signal.Signals) -> NoReturn:

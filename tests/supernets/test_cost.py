@@ -65,16 +65,11 @@ def test_costs_of_random_architectures_are_those_of_the_running_networks(shape):
 
 
 @pytest.mark.slow
-def test_costs_of_200_random_architectures_are_those_of_the_running_networks(shape):
-    if shape.default_cfg["architecture"] not in LARGE:
-        assert_costs_are_those_of_running_networks(shape, 200, "cpu")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LARGE)
-def test_costs_of_100_random_architectures_of_large_networks_are_those_of_the_running_networks(name):
+@pytest.mark.parametrize("name", SUPERNETS)
+def test_costs_of_many_random_architectures_are_those_of_the_running_networks(name):
     with torch.device("meta"):
-        assert_costs_are_those_of_running_networks(timm.create_model(name), 100, "meta")
+        shape = timm.create_model(name)
+    assert_costs_are_those_of_running_networks(shape, *((100, "meta") if name in LARGE else (200, "cpu")))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 47), (224, 192)])

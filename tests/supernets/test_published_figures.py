@@ -194,6 +194,10 @@ def test_the_small_supernet_stays_within_what_two_cores_can_train():
     assert 1.1e6 <= cost.params <= 1.5e6
 
 
+def test_the_tiny_supernet_has_under_half_a_million_parameters():
+    assert 0.3e6 <= build("proard_dyn_resnet_tiny").cost().params < 0.5e6
+
+
 def test_a_cost_says_its_units():
     cost = Cost(macs=2_358_000_000, params=46_077_482)
     assert cost.mmacs == 2358.0

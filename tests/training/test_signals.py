@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from proard_nas.training.signals import SignalWatch, raise_for
+from proard_nas.training.signals import SignalWatch, exit_at_sigterm, raise_for
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows ends a process at SIGTERM")
 
@@ -120,6 +120,35 @@ def test_off_the_main_thread_signals_act_as_ever():
     thread.start()
     thread.join()
     assert found == [(None, before)] and handlers() == before
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, lambda number, frame: None])
+def test_sigterm_is_an_exception_at_once_inside_the_block_and_what_it_was_before_after_it(handler):
+    signal.signal(signal.SIGTERM, handler)
+    with pytest.raises(SystemExit) as raised, exit_at_sigterm():
+        send(signal.SIGTERM)
+    assert raised.value.code == 128 + 15
+    assert handlers() == [signal.default_int_handler, handler]
+
+
+def test_an_ignored_sigterm_stays_ignored_inside_the_block():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with exit_at_sigterm():
+        send(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_off_the_main_thread_sigterm_is_left_alone():
+    before, found = handlers(), []
+
+    def work():
+        with exit_at_sigterm():
+            found.append(handlers())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before] and handlers() == before
 
 
 def test_a_signal_becomes_what_it_means_to_python():

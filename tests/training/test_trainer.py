@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import pytest
 import timm
@@ -262,7 +263,7 @@ def test_the_stated_cost_is_of_all_that_is_trained_on_all_processes(source, monk
     net, stages = supernet(), [Stage("teacher", 2, "hat")]
     settings = dataclasses.replace(SETTINGS, awp=0.01)
     trainer = Trainer(net, source, source.x, settings)
-    monkeypatch.setattr("proard_nas.training.planning.fastest", lambda step, wanted: (wanted[0], {str(wanted[0]): 1.0}))
+    monkeypatch.setattr("proard_nas.training.planning.fastest", one_second)
     _, alone = plan_training(trainer, stages, "float32")
     assert [name for name, _ in alone.stages] == ["teacher (helper)", "teacher"]
     trainer.run(stages)
@@ -276,6 +277,55 @@ def test_the_stated_cost_is_of_all_that_is_trained_on_all_processes(source, monk
     monkeypatch.setattr("proard_nas.distributed.world_size", lambda: 2)
     _, together = plan_training(trainer, stages, "float32")
     assert together.macs == alone.macs and together.seconds == pytest.approx(alone.seconds / 2)
+
+
+def one_second(step, wanted):
+    """Take a second for a step, whatever it is."""
+    return wanted[0], {str(wanted[0]): 1.0}
+
+
+@pytest.mark.parametrize(("device", "n_images"), [("cpu", 2), ("cuda", 16)])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_gpu_is_timed_on_the_whole_batch_and_a_cpu_on_few_images(source, monkeypatch, device, n_images, processes):
+    monkeypatch.setattr("proard_nas.training.planning.fastest", one_second)
+    monkeypatch.setattr("proard_nas.training.planning.STEP_MACS", 0)
+    trainer, stages = Trainer(supernet(), source, source.x, SETTINGS), [Stage("natural", 1, "natural")]
+    monkeypatch.setattr("proard_nas.distributed.world_size", lambda: processes)
+    trainer.device = torch.device(device)
+    _, cost = plan_training(trainer, stages, "float32")
+    timed = n_images * (processes if device == "cpu" else 1)  # a GPU trains, and is timed, on its share of a batch
+    macs = 3 * trainer.network.cost(trainer.network.space.sample(0), 8).macs
+    assert cost.seconds == pytest.approx(cost.macs / (timed * macs))
+
+
+@pytest.mark.parametrize(
+    ("attack", "stage", "pgd"),
+    [
+        ("pgd", Stage("t", 1, "trades"), True),
+        ("n-fgsm", Stage("t", 1, "trades"), False),
+        ("n-fgsm", Stage("t", 1, "trades", attack="pgd"), True),
+        ("pgd", Stage("t", 1, "trades", attack="n-fgsm"), False),
+        ("pgd", Stage("t", 1, "natural"), False),
+    ],
+)
+def test_a_long_training_is_warned_of_with_what_makes_it_shorter(source, monkeypatch, caplog, attack, stage, pgd):
+    monkeypatch.setattr("proard_nas.training.planning.fastest", one_second)
+    monkeypatch.setattr("proard_nas.training.planning.LONG", 0)
+    settings = dataclasses.replace(SETTINGS, budget=dataclasses.replace(SETTINGS.budget, method=attack))
+    plan_training(Trainer(supernet(), source, source.x, settings), [stage], "float32")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "multiply-accumulates" in warning and re.search(r"\d s\b", warning)
+    assert all(text in warning for text in ("(epochs=...)", "(model=...)", "(n_labels=...)"))
+    assert [text in warning for text in ("(attack='n-fgsm')", "(attack_steps=...)")] == [pgd, pgd]
+
+
+def test_the_cost_of_a_short_training_is_information(source, monkeypatch, caplog):
+    monkeypatch.setattr("proard_nas.training.planning.fastest", one_second)
+    with caplog.at_level("INFO", "proard_nas.training.planning"):
+        plan_training(Trainer(supernet(), source, source.x, SETTINGS), [Stage("t", 1, "trades")], "float32")
+    (record,) = [found for found in caplog.records if "will cost" in found.getMessage()]
+    assert record.levelname == "INFO" and "multiply-accumulates" in record.getMessage()
+    assert "epochs=" not in record.getMessage()
 
 
 def test_auto_tries_both_number_formats_in_both_layouts(source, monkeypatch):
