@@ -214,9 +214,10 @@ def test_the_page_begins_with_answers(scripts: dict[str, ModuleType], tmp_path: 
     own = {metric: spread(values) for metric, values in accuracies.items()}
     other = own | {"natural": spread([0.49, 0.50, 0.51]), "autoattack": spread([0.3, 0.2, 0.1])}
     data = {
-        "settings": {"budget": {"n_students": 50, "n_auto": 80}},
+        "settings": {"budget": {"n_students": 2, "n_auto": 80}},
         "schedules": {"paper": own, "random": other},
         "autoattack": {"students": [0, 7]},
+        "batch_norm": {"seeds": [0, 1, 2]},
     }
     (tmp_path / "schedules.json").write_text(json.dumps({"results": {"data": {"digits": data}}}))
     made = page.Page(tmp_path, tmp_path)
@@ -224,7 +225,7 @@ def test_the_page_begins_with_answers(scripts: dict[str, ModuleType], tmp_path: 
     cells = [cell.strip() for cell in made.parts[-1].splitlines()[-1].strip("|").split("|")]
     # Differences of 1, 2 and 3 points: their deviation is 1, the standard error 1 / sqrt(3).
     auto = "+0.00 ± 5.77 (2 students, 80 images)"
-    assert cells == ["digits", "50", "3", "**+2.00 ± 0.58** †", "+0.00 ± 0.00", auto]
+    assert cells == ["digits", "2", "3", "**+2.00 ± 0.58** †", "+0.00 ± 0.00", auto]
     answer = "Yes: of 2 comparisons of natural and PGD-20 accuracy 1 (1 of them †) show it to be better and none random"
     assert answer in made.parts[-2]
 
