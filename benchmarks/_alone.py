@@ -25,7 +25,7 @@ from torch import nn
 from proard_nas import Architecture, ProARDEstimator
 from proard_nas.evaluation.population import checksum
 from proard_nas.supernets import StudentNet
-from proard_nas.training import CheckpointStore, Ledger, Precision, Stage, Trainer, TrainSettings, training_cost
+from proard_nas.training import CheckpointStore, Ledger, Precision, Spent, Stage, Trainer, TrainSettings, training_cost
 
 DEVICES = 50
 ROUNDS = 13  # of the steps that two networks are timed by: of 4, on a noisy machine, the share came out a fifth apart
@@ -176,13 +176,21 @@ def train_alone(job: Job, task: Task) -> None:
         "cores": task.cores,
     }
     found = _training.report(trainer, [stage], recipe.batch_size)
-    found = {name: before[name] + value if before else value for name, value in found.items()}
+    found = together(before, found) if before else found
     if task.in_runs and task.part < 1:
         _training.save_parts(left_weights(job, task), network)
     _training.write(path, {**given, **planned, "threads": threads, **measured, **found})
     shutil.rmtree(store)
     if task.before is not None:
         shutil.rmtree(left_weights(job, task.before))
+
+
+def together(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Return what the runs of a training took together; a record from before devices were noted lacks two figures."""
+    spent = Spent(energy_joules=before.get("energy_joules"), device=before.get("device", ""))
+    spent.add(energy_joules=found["energy_joules"], device=found["device"])
+    noted = {"energy_joules": spent.energy_joules, "device": spent.device}
+    return {name: before[name] + value for name, value in found.items() if name not in noted} | noted
 
 
 def planned_alone(job: Job, task: Task, images: _images.Data) -> dict[str, Any]:

@@ -323,13 +323,19 @@ class Study:
 
     def found(self, seed: int) -> Architecture:
         """Return the best, by validation images, of the few students that the search likes most; it is remembered."""
-        path = self.records / f"seed{seed}-found.json"
+        path = self._found(seed)
         if not path.exists():
             candidates = [one.architecture for one in self.search(seed).most_accurate(CANDIDATES)]
             labels = self.labelled(seed, candidates)
             best = int(labels.accuracies.mean(axis=1).argmax())
             _training.write(path, candidates[best].to_dict())
         return Architecture.from_dict(json.loads(path.read_text()))
+
+    def has_found(self, seed: int) -> bool:
+        return self._found(seed).exists()
+
+    def _found(self, seed: int) -> Path:
+        return self.records / f"seed{seed}-found.json"
 
     # -- results --------------------------------------------------------------------------------
 

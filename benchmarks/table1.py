@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,8 +56,7 @@ def measure(study: Study, as_it_stands: bool = False) -> dict[str, Any]:
 
 def known_architectures(study: Study, seed: int) -> dict[str, Architecture]:
     """Return the largest and, once it was searched, the found architecture of a seed."""
-    path = study.records / f"seed{seed}-found.json"
-    found = {"found": Architecture.from_dict(json.loads(path.read_text()))} if path.exists() else {}
+    found = {"found": study.found(seed)} if study.has_found(seed) else {}
     return {"largest": study.network(0).space.largest, **found}
 
 

@@ -12,8 +12,9 @@ import safetensors.torch
 import torch
 
 from . import distributed
+from ._devices import check_device, device_of
 from ._errors import unknown_name
-from ._fitting import check_device, device_of, training_facts
+from ._fitting import training_facts
 from ._folders import (
     CHECKSUMS,
     Folder,

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from . import _labelling, _warm_start, distributed, supernets
-from ._errors import check_name, unknown_name
+from ._devices import check_device, device_of
+from ._errors import check_name
 from ._numbers import whole_number
 from ._random import derive_seed
 from ._reporting import EpochReports
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEVICES = ("auto", "cpu", "cuda")
 NOT_MODEL_ARGS = {
     "num_classes": "follows from the data; allowed: the estimator's num_classes",
     "norm_mean": "follows from the data",
@@ -147,29 +147,6 @@ def _check_model_args(given: Any) -> None:
     for name, reason in NOT_MODEL_ARGS.items():
         if name in (given or {}):
             raise ValueError(f"model_args has {name!r}, which {reason}")
-
-
-def check_device(device: object) -> None:
-    """Raise ValueError if there is no device of that name, or not in this machine."""
-    kind, _, index = str(device).partition(":")
-    if kind not in DEVICES or (index and (kind != "cuda" or not index.isdecimal())):
-        raise unknown_name("device", str(device), (*DEVICES, "cuda:0"))
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r} was asked for, but torch finds no CUDA device; allowed: 'cpu'")
-    if index and int(index) >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
-        raise ValueError(
-            f"device={device!r} was asked for; allowed: 'cuda:0' to 'cuda:{last}', the devices torch finds"
-        )
-
-
-def device_of(estimator: ProARDEstimator) -> torch.device:
-    """Return the device that an estimator computes on in this process; another one where its own is not there."""
-    name = "cuda" if estimator.device == "auto" else str(estimator.device)
-    index = name.removeprefix("cuda:")
-    if index.isdecimal() and int(index) >= torch.cuda.device_count():
-        name = "cuda"  # it was fitted on a machine with more of them
-    return distributed.local_device(torch.device(name if torch.cuda.is_available() else "cpu"))
 
 
 def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:

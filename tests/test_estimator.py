@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from proard_nas import ProARDEstimator
-from proard_nas._fitting import device_of
+from proard_nas._devices import device_of
 from proard_nas._random import derive_seed
 from proard_nas.deploy import build_latency_table, save_student
 from proard_nas.evaluation import AttackSettings, UncalibratedError, evaluate

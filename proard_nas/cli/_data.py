@@ -106,6 +106,6 @@ def _open(arguments: argparse.Namespace, data: str, part: Any, image_size: Size,
 
     size = arguments.image_size or (None if Path(data).is_file() else image_size)
     other = {arguments.data, getattr(arguments, "val_data", None)} - {data, None}
-    if Path(data).exists() and not all(Path(name).exists() for name in other):  # whose flags they are
-        return open_data(data, part, image_size=size, **more)
-    return open_data(data, part, image_size=size, root=arguments.root, download=arguments.download, **more)
+    if not Path(data).exists() or all(Path(name).exists() for name in other):  # else they are the other's flags
+        more |= {"root": arguments.root, "download": arguments.download}
+    return open_data(data, part, image_size=size, **more)

@@ -23,6 +23,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the project's benchmarks folder")
 SCRIPTS = ("table1", "population", "widths", "devices", "predicted", "generations")
 OTHERS = ("shipped", "results_page")
+SMOKE = ("--data", "synthetic", "--budget", "smoke")
 PRINTED = ("predictor", "search", "labelling", "export", "latency", "training_step", "student_overhead", "resume")
 STUDIES = ("_images", "_record", "_robustness", "_study", "_training", "network_shapes")
 HELPERS = (
@@ -55,7 +56,7 @@ def results(scripts: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("evidence")
     found = {}
     for name in SCRIPTS:
-        options = ["--data", "synthetic", "--budget", "smoke", "--jobs", "1", "--work", str(folder / "work")]
+        options = [*SMOKE, "--jobs", "1", "--work", str(folder / "work")]
         found[name] = scripts[name].main([*options, "--out", str(folder / "results" / f"{name}_synthetic.json")])
     return folder, found
 
@@ -100,7 +101,7 @@ def test_nothing_is_trained_or_measured_twice(
     monkeypatch.setattr("proard_nas.training.Trainer.step", None)
     monkeypatch.setattr("proard_nas.evaluation.population.label_student", None)
     monkeypatch.setattr(scripts["_robustness"], "measure_network", None)
-    options = ["--data", "synthetic", "--budget", "smoke", "--jobs", "1", "--work", str(folder / "work")]
+    options = [*SMOKE, "--jobs", "1", "--work", str(folder / "work")]
     again = scripts["table1"].main([*options, "--out", str(folder / "again.json")])
     assert again["rows"] == found["table1"]["rows"]
     with pytest.raises(ValueError, match="records of other settings"):
@@ -119,7 +120,7 @@ def test_a_table_as_it_stands_has_the_rows_that_there_are(
         shutil.copy(study / name, records)
     out = tmp_path / "results" / "table1_synthetic.json"
     folders = ["--work", str(tmp_path / "work"), "--records", str(records.parent), "--out", str(out)]
-    options = ["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *folders, "--as-it-stands"]
+    options = [*SMOKE, "--jobs", "1", *folders, "--as-it-stands"]
     with pytest.raises(SystemExit, match="has no row of the table yet"):
         scripts["table1"].main(options)
     lines = (study / "seed0-table1.jsonl").read_text().splitlines(keepends=True)
@@ -135,7 +136,7 @@ def test_a_table_as_it_stands_has_the_rows_that_there_are(
 def test_figures_are_of_the_weights_that_a_lent_machine_hands_back(
     scripts: dict[str, ModuleType], tmp_path: Path
 ) -> None:
-    study, argv = scripts["_study"], ["--data", "synthetic", "--budget", "smoke", "--work", str(tmp_path)]
+    study, argv = scripts["_study"], [*SMOKE, "--work", str(tmp_path)]
     opened = study.opened(study.parser("", "x").parse_args([*argv, "--device", "cpu:0"]))
     unit = study.Unit(0, study.TEACHER)
     opened.ensure([unit])
@@ -154,7 +155,7 @@ def test_records_of_whole_seeds_need_no_weights(
     (study,) = (folder / "work").glob("study-*")
     shutil.copytree(study, tmp_path / "records" / study.name, ignore=shutil.ignore_patterns("*.safetensors"))
     folders = ["--work", str(tmp_path / "work"), "--records", str(tmp_path / "records")]
-    options = ["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *folders]
+    options = [*SMOKE, "--jobs", "1", *folders]
     for name in SCRIPTS:
         again = scripts[name].main([*options, "--out", str(tmp_path / "again.json")])
         if name == "devices":  # the search is timed again
@@ -321,6 +322,15 @@ def test_time_alone_is_counted_in_epochs_of_the_largest_student(scripts: dict[st
     assert largest_epochs(once, 10e9) == pytest.approx(5)
 
 
+def test_runs_of_a_training_add_up_though_an_older_record_names_no_device(scripts: dict[str, ModuleType]) -> None:
+    older = {"student_steps": 5, "macs": 2.0, "history": [1]}
+    found = {"student_steps": 7, "macs": 1.0, "history": [2], "device": "cpu", "energy_joules": 3.0}
+    both = {"student_steps": 12, "macs": 3.0, "history": [1, 2], "device": "cpu", "energy_joules": None}
+    together = scripts["_alone"].together
+    assert together(older, found) == both
+    assert together(found, found)["energy_joules"] == 6.0 and together(found, found)["device"] == "cpu"
+
+
 @pytest.mark.slow
 def test_the_shipped_supernet_is_made_packed_and_compared(
     scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -336,7 +346,7 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
         "--out",
         str(tmp_path / "o.json"),
     ]
-    options = ["--data", "synthetic", "--budget", "smoke", "--jobs", "1"]
+    options = [*SMOKE, "--jobs", "1"]
     found = shipped.main([*options, "--n-alone", "1", *paths])
     assert found["pack"]["bytes"] < 4e6
     assert [row["student"] for row in found["card"]][::2] == ["largest", "smallest"]
@@ -392,11 +402,11 @@ def test_the_shipped_supernet_is_made_packed_and_compared(
     with monkeypatch.context() as patch:
         patch.setattr("proard_nas.training.Trainer.step", None)
         patch.setattr("proard_nas.evaluation.population.label_student", None)
-        again = shipped.main(["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *paths])
+        again = shipped.main([*SMOKE, "--jobs", "1", *paths])
     assert again["card"] == found["card"] and again["alone"] == found["alone"]
 
     further = ["--further", "--parts", "train", "pack"]
-    shipped.main(["--data", "synthetic", "--budget", "smoke", "--jobs", "1", *further, *paths])
+    shipped.main([*SMOKE, "--jobs", "1", *further, *paths])
     more = ProARDEstimator.load(folder)
     assert more.history_[: len(est.history_)] == est.history_ and len(more.history_) == len(est.history_) + 3
     assert more.spent_.total.seconds > seconds and "expand_ratio 4" in (folder / "README.md").read_text()
