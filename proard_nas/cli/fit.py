@@ -69,8 +69,9 @@ def _estimator(arguments: argparse.Namespace) -> ProARDEstimator:
 def run(arguments: argparse.Namespace) -> Report | None:
     """Run the command; processes other than the main one have nothing to report."""
     from proard_nas import distributed
-    from proard_nas._devices import check_device, device_of
+    from proard_nas._devices import device_of
     from proard_nas._estimator_io import check_target
+    from proard_nas._fitting import check_parameters
 
     check_target(arguments.out)
     out = Path(arguments.out).resolve()
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> Report | None:
         )
     estimator = _estimator(arguments)
     size = getattr(estimator, "image_size_", None)  # of an estimator that training goes on from
-    check_device(estimator.device)
+    check_parameters(estimator)  # before data are read, or downloaded
     with distributed.process_group(device_of(estimator)):
         with distributed.main_first():
             x, y = training_data(arguments, size)

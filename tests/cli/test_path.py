@@ -319,3 +319,9 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(fitted, phot
     assert any(
         text in fails(command, "--estimator", fitted, *flags) for text in ("there is no folder", "holds something else")
     )
+
+
+def test_wrong_parameters_are_named_before_data_are_read(tmp_path, fails):
+    argv = ("fit", "--data", tmp_path / "not there", "--out", tmp_path / "out")
+    assert "n_labels must be" in fails(*argv, "--n-labels", "3")
+    assert "not there" in fails(*argv, "--n-labels", "12")
