@@ -114,7 +114,7 @@ def training(budget: dict[str, Any], recipe: dict[str, Any]) -> str:
     return (
         f"`{recipe['model']}`, {budget['n_train']:,} training images, teacher {budget['teacher_epochs']} epochs "
         f"({recipe['teacher_loss'].upper()}), steps {budget['step_epochs']} epochs ({recipe['loss'].upper()}), inner "
-        f"attack {recipe['attack']}{steps} in a ball of {recipe['eps']:.5f}"
+        f"attack {recipe['attack']}{steps}, eps {recipe['eps']:.5f}"
         + ", one cosine over teacher and steps"
         * bool(recipe.get("one_cosine"))
     )

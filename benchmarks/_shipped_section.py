@@ -49,7 +49,7 @@ def how_made(found: dict[str, Any]) -> str:
     steps = " + ".join(f"{stage['images'] / n_train:.0f}" for name, stage in spent.items() if name != "teacher")
     recipe, taught = last["recipe"], found["recipe"]["teacher_loss"].upper()
     text = (
-        f"`{recipe['model']}`, {n_train:,} training images, inner attack {recipe['attack']} in a ball of "
+        f"`{recipe['model']}`, {n_train:,} training images, inner attack {recipe['attack']}, eps "
         f"{recipe['eps']:.5f}: teacher {spent['teacher']['images'] / n_train:.0f} epochs ({taught}), steps {steps} "
         f"epochs ({recipe['loss'].upper()})"
     )

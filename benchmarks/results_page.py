@@ -325,8 +325,11 @@ Differences between methods count as shown where they are larger than twice thei
 three seeds one comparison in five passes that by chance, and nothing is corrected for their number: those marked †,
 whose 95 % t-interval holds zero, are not to be relied on. Where fewer than all test images are measured on, each seed
 draws its own, and all that is compared within a seed is measured on the same; small numbers of images stand beside
-their figures. In the file of CIFAR-10 that the results were made from, 75 training and 20 test images are decoded JPEG
-copies of the original ones."""
+their figures.
+
+`FILE.npz` of CIFAR-10 and CIFAR-100 holds x_train, y_train, x_test and y_test: uint8, images of shape (n, 32, 32, 3),
+in the order of the official files, on which it depends which images a seed draws. In the one of CIFAR-10 that the
+results were made from, 75 training and 20 test images are decoded JPEG copies of the original ones."""
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

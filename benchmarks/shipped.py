@@ -59,9 +59,12 @@ from _synthetic import check_images, synthetic_images
 from tabulate import tabulate
 
 from proard_nas import Architecture, ProARDEstimator
+from proard_nas.data import ArraySource
 from proard_nas.evaluation import calibrate
-from proard_nas.evaluation.population import append_line, checksum
+from proard_nas.evaluation.population import append_line, checksum, tensor_checksum
 from proard_nas.supernets.saving import rounded
+
+HELD_OUT = "validation_checksum"  # of the classes of the images that are held out, in order
 
 # -- train ----------------------------------------------------------------------------------------
 
@@ -73,6 +76,8 @@ def train(job: Job) -> ProARDEstimator:
         return ProARDEstimator.load(done)
     recipe, budget, images = job.recipe, job.budget, job.images()
     estimator = ProARDEstimator.load(job.packed) if job.further else ProARDEstimator()
+    if job.further:
+        check_held_out(estimator, images.validation)
     estimator.set_params(
         model=recipe.model,
         warm_start=job.further,
@@ -94,6 +99,19 @@ def train(job: Job) -> ProARDEstimator:
     estimator.save(done)
     _training.write(job.folder / "cores.json", _training.threads(1))
     return estimator
+
+
+def check_held_out(estimator: ProARDEstimator, validation: ArraySource) -> None:
+    """End the program if the images held out now follow each other in other classes: training may have seen them.
+
+    Classes tell the order of a file; its images may differ in a few bits, as those of CIFAR-10 do (see the page).
+    """
+    known, now = estimator.supernet_.metadata[HELD_OUT], tensor_checksum(validation.y)
+    if now != known:
+        raise SystemExit(
+            f"the {len(validation)} images held out now are not those of before ({HELD_OUT} {now!r}, was {known!r}); "
+            "allowed: a file that has the training images in their official order"
+        )
 
 
 # -- pack -----------------------------------------------------------------------------------------
@@ -122,6 +140,7 @@ def pack(job: Job) -> dict[str, Any]:
     network.metadata |= {
         "data": {"cifar10": "CIFAR-10"}.get(job.data, job.data),
         "license": "apache-2.0",
+        HELD_OUT: tensor_checksum(images.validation.y),
         "load": f'ProARDEstimator.from_pretrained("{job.recipe.model}")',
         "calibration": f"Students are given their batch norm statistics from {len(synthetic)} images that come with "
         "it. They are no photographs: they were made from noise to have, in the layers of random students, the "

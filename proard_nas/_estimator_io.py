@@ -229,12 +229,18 @@ def _facts(estimator: ProARDEstimator) -> dict[str, Any]:
         "largest_mmacs": network.cost(network.space.largest, estimator.image_size_).mmacs,
         "n_labels": len(estimator.labels_),
         "n_images": len(estimator.calibration_images_),
-        "classes": len(estimator.classes_),
+        "input_size": [estimator.in_chans_, *estimator.image_size_],
+        "classes": _shown_classes(estimator.classes_.tolist()),
         "eps": estimator.training_["eps"],
         "seed": estimator.seed_,
         "predictor_score": estimator.predictor_score_,
         "versions": {"proard_nas": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def _shown_classes(classes: list[Any]) -> str:
+    """Return how many classes there are, and the first twenty of them."""
+    return f"{len(classes)}: {', '.join(map(str, classes[:20]))}{', ...' * (len(classes) > 20)}"
 
 
 def _parameters(parameters: dict[str, Any], cls: type[ProARDEstimator]) -> dict[str, Any]:

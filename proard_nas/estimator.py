@@ -66,7 +66,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     momentum : float, default=0.9
     weight_decay : float, default=2e-4
     eps : float, default=8/255
-        Largest change of a pixel under every attack, l-infinity, images in [0, 1].
+        Largest change of a pixel under every attack, l-infinity, images in [0, 1]; three times that in
+        training with ``'n-fgsm'``.
     step_size : float, default=2/255
         Of PGD, for ``eps``; under another ``eps`` of `robust_score` or `evaluate` it is scaled with it.
     attack : {'pgd', 'ffgsm', 'n-fgsm'}, default='pgd'

@@ -23,7 +23,7 @@ class AttackBudget:
     Parameters
     ----------
     eps : float, default=8/255
-        Largest change of a pixel.
+        Largest change of a pixel; of three times that with ``'n-fgsm'``.
     step_size : float, default=2/255
         Of PGD; single-step methods have their own.
     steps : int, default=10

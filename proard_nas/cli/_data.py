@@ -35,7 +35,11 @@ def add_data(
     group.add_argument("--download", action="store_true", help="download a named data set that is not there")
     group.add_argument("--split", metavar="NAME", help="the part of a named data set (default: train or test)")
     group.add_argument(
-        "--image-size", type=size, metavar="SIDE|HxW", help="pixels that images of a folder or data set are resized to"
+        "--image-size",
+        type=size,
+        metavar="SIDE|HxW",
+        help="pixels that images of a folder or data set are resized to (default: what the network takes; a data set "
+        "of torch/ keeps its own)",
     )
     if validation:
         group.add_argument("--val-data", metavar="DATA", help="validation data of its own; never the test data")

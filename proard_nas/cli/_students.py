@@ -89,7 +89,13 @@ def student_source(student: StudentNet, X: Any, y: Any) -> Source:
             "FOLDER/proard.json in place of the student's folder"
         )
     encoder = ArrayEncoder.for_images(shape, "the student", shape[0])
-    return labelled_source(X, None if y is None else np.asarray(y).astype(str), encoder, classes, 256)
+    return labelled_source(X, None if y is None else _named(y, names), encoder, classes, 256)
+
+
+def _named(y: Any, names: list[str]) -> Any:
+    """Return labels as a student's classes are named: numbers too, where these are names; others as they are."""
+    text = np.asarray(y).astype(str)
+    return text if set(text.ravel().tolist()) <= set(names) else y
 
 
 def estimator_source(estimator: ProARDEstimator, X: Any, y: Any) -> Source:

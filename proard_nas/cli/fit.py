@@ -26,7 +26,7 @@ FROM_FLAGS = ("warm_start",)  # --estimator and --pretrained say it
 HELP = "train a robust supernet on your images"
 EXAMPLES = """\
   proard-nas fit --data photos.npz --out robust --checkpoint-dir run --model proard_dyn_resnet_small --epochs 40
-  proard-nas fit --data photos/ --image-size 64 --out robust --attack n-fgsm --eps 4/255
+  proard-nas fit --data photos/ --image-size 64 --out robust --attack n-fgsm --eps 4/255 --step-size 1/255
   proard-nas fit --data torch/cifar10 --root data --download --out robust
   proard-nas fit --config fit.toml --epochs 10          (epochs of the command line win)
   proard-nas fit --model proard_dyn_resnet_small --pretrained --schedule sandwich --epochs 30 --data more.npz --out new
@@ -66,6 +66,14 @@ def _estimator(arguments: argparse.Namespace) -> ProARDEstimator:
     return estimator
 
 
+def _size_for(estimator: ProARDEstimator, data: str) -> tuple[int, int] | None:
+    """Return the size to which pictures are brought: that which the network was made for; None: they have one."""
+    from timm.models import get_pretrained_cfg
+
+    cfg = None if Path(data).is_file() or data.lower().startswith("torch/") else get_pretrained_cfg(estimator.model)
+    return None if cfg is None else cfg.input_size[1:]
+
+
 def run(arguments: argparse.Namespace) -> Report | None:
     """Run the command; processes other than the main one have nothing to report."""
     from proard_nas import distributed
@@ -82,8 +90,8 @@ def run(arguments: argparse.Namespace) -> Report | None:
             "outside of it"
         )
     estimator = _estimator(arguments)
-    size = getattr(estimator, "image_size_", None)  # of an estimator that training goes on from
     check_parameters(estimator)  # before data are read, or downloaded
+    size = getattr(estimator, "image_size_", None) or _size_for(estimator, arguments.data)
     with distributed.process_group(device_of(estimator)):
         with distributed.main_first():
             x, y = training_data(arguments, size)

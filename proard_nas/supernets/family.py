@@ -82,7 +82,7 @@ def default_cfg(family: Family, in_chans: int = 3, num_classes: int = 10) -> dic
         "mean": (0.0,) * in_chans,
         "std": (1.0,) * in_chans,
         "crop_pct": 1.0,
-        "interpolation": "bicubic",
+        "interpolation": "bilinear",  # as `proard_nas.data.image_transform` resizes
         "first_conv": next(name for name, layer in plan.layers() if isinstance(layer, Conv)),
         "classifier": "head.fc",
         "license": "apache-2.0",

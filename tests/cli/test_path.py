@@ -131,6 +131,29 @@ def test_verify_needs_data_and_refuses_other_data(fitted, photos, fails, tmp_pat
     )
 
 
+@pytest.mark.parametrize(
+    ("data", "model", "size"),
+    [
+        ("{photos}", "proard_dyn_mobilenetv3_224", (224, 224)),
+        ("{photos}", "proard_dyn_resnet_tiny", (8, 8)),
+        ("hfds/cifar10", "proard_dyn_resnet_small", (32, 32)),
+        ("torch/cifar10", "proard_dyn_mobilenetv3_224", None),
+    ],
+)
+def test_fit_brings_pictures_to_the_size_of_the_network(monkeypatch, photos, tmp_path, data, model, size):
+    seen = []
+
+    def stop(data, part, image_size, **how):
+        seen.append(image_size)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("proard_nas.data.open_data", stop)
+    for flags, wanted in ((), size), (("--image-size", "9x12"), (9, 12)):
+        argv = ["fit", "--data", data.format(photos=photos), "--model", model, "--out", tmp_path / "out", *flags]
+        assert main(list(map(str, argv))) == 1
+        assert seen.pop() == wanted
+
+
 def test_the_root_of_a_named_data_set_is_not_that_of_an_archive_beside_it(monkeypatch, photos):
     seen = []
     monkeypatch.setattr("proard_nas.data.open_data", lambda data, part, **how: seen.append((data, how)) or (0, 0))
@@ -256,6 +279,8 @@ def test_evaluate_takes_archives_with_names_or_grey_images_and_an_estimators_stu
     assert found["accuracy"] == pytest.approx(np.mean(guessed == y))
     ours = call("evaluate", "--estimator", fitted, "--result", front / "front.json", *attack)["results"][0]
     assert ours["accuracy"] == found["accuracy"]
+    np.savez(tmp_path / "a.npz", x_train=x[:1], y_train=[1], x_test=x, y_test=[1, 0] * 4)  # numbers of the classes
+    assert call("evaluate", front / "student", *attack)["results"][0]["accuracy"] == found["accuracy"]
 
 
 def test_evaluate_attacks_a_saved_student_as_it_was_trained(front, photos, tmp_path, call):

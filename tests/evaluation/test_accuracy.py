@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score
 from torch import nn
 
 from proard_nas._random import derive_seed
-from proard_nas.attacks import AutoAttack, ReferenceAutoAttack, make_attack, run_attack
+from proard_nas.attacks import ATTACKS, AutoAttack, ReferenceAutoAttack, make_attack, run_attack
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import (
     AttackSettings,
@@ -70,6 +70,18 @@ def test_fgsm_accuracy_is_torchattacks(net, source):
     clean = net(source.x).argmax(1) == source.y
     expected = (clean & (net(adversarial).argmax(1) == source.y)).float().mean()
     assert evaluate(net, source, AttackSettings("fgsm", 0.05)).accuracy == pytest.approx(float(expected))
+
+
+def test_an_attack_of_ones_own_has_a_name_once_it_is_registered(net, source, monkeypatch):
+    def mifgsm(model, eps, step_size, steps, seed):
+        return torchattacks.MIFGSM(model, eps, step_size, steps)
+
+    monkeypatch.setitem(ATTACKS, "mifgsm", mifgsm)
+    adversarial = torchattacks.MIFGSM(net.eval(), 0.05, 0.01, 7)(source.x, source.y)
+    expected = ((net(source.x).argmax(1) == source.y) & (net(adversarial).argmax(1) == source.y)).float().mean()
+    found = evaluate(net, source, AttackSettings("mifgsm", 0.05, 0.01, 7))
+    assert (found.accuracy, found.attack) == (pytest.approx(float(expected)), "mifgsm")
+    assert 0 < found.accuracy < 0.8
 
 
 def test_pgd_is_at_most_fgsm_at_most_natural_and_more_eps_hurts_more(net, source):
