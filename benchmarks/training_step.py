@@ -109,7 +109,7 @@ class Library:
 
     def macs(self, job: Job) -> float:
         """Multiply-accumulates that a step takes for each image."""
-        return job_macs(self.net, job, (int(self.x.shape[2]), int(self.x.shape[3])))
+        return job_macs(self.net, job, (int(self.x.shape[2]), int(self.x.shape[3])), self.trainer.teacher)
 
     def prepare(self, precision: Precision) -> None:
         """Go on with another precision."""

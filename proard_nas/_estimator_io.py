@@ -14,7 +14,7 @@ import torch
 from . import distributed
 from ._devices import check_device, device_of
 from ._errors import unknown_name
-from ._fitting import training_facts
+from ._fitting import loss_name, training_facts
 from ._folders import (
     CHECKSUMS,
     Folder,
@@ -156,7 +156,7 @@ def _restore(estimator: ProARDEstimator, state: dict[str, Any]) -> None:
     estimator.precision_ = Precision(**state["precision"])
     estimator.cost_ = TrainingCost(tuple(map(tuple, state["cost"]["stages"])), state["cost"]["seconds"])
     estimator.spent_ = Ledger.from_dict(state["spent"])
-    estimator.training_ = state.get("training") or training_facts(estimator)  # an older folder has it not
+    estimator.training_ = state.get("training") or training_facts(estimator, ())  # an older folder has it not
     if state.get("columns"):
         estimator.feature_names_in_ = np.array(state["columns"], dtype=object)
 
@@ -176,7 +176,7 @@ FITTED = (
 
 def _state(estimator: ProARDEstimator) -> dict[str, Any]:
     parameters = estimator.get_params(deep=False)
-    parameters |= {name: _loss_name(parameters[name]) for name in LOSS_NAMES}
+    parameters |= {name: loss_name(parameters[name]) for name in LOSS_NAMES}
     if not isinstance(parameters["schedule"], str):
         parameters["schedule"] = [_row(stage) for stage in parameters["schedule"]]
     if not isinstance(parameters["random_state"], (int, np.integer, type(None))):
@@ -201,16 +201,12 @@ def _state(estimator: ProARDEstimator) -> dict[str, Any]:
     }
 
 
-def _loss_name(loss: Any) -> str:
-    """Return a loss's name; one of one's own has done its part, and a fit after loading says that it is missing."""
-    return loss if isinstance(loss, str) else f"own: {getattr(loss, '__qualname__', type(loss).__qualname__)}"
-
-
 def _row(stage: Stage | dict[str, Any]) -> dict[str, Any]:
+    """Return a stage with its losses' names; one of one's own has done its part, and another fit says it is missing."""
     if isinstance(stage, dict):  # it was loaded, without its loss
         return stage
     named = dataclasses.replace(stage, loss="natural", teacher_loss="trades")
-    return named.to_dict() | {name: _loss_name(getattr(stage, name)) for name in LOSS_NAMES}
+    return named.to_dict() | {name: loss_name(getattr(stage, name)) for name in LOSS_NAMES}
 
 
 def _stage(row: dict[str, Any]) -> Stage | dict[str, Any]:

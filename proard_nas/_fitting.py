@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -166,10 +166,22 @@ def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:
     )
 
 
-def training_facts(estimator: ProARDEstimator) -> dict[str, Any]:
-    """Return what an estimator trains its weights as and against, by its parameters of now."""
-    facts = {"supernet": estimator.model, "loss": str(estimator.loss)}
-    return {**facts, "attack": estimator.attack, "eps": estimator.eps}
+def training_facts(estimator: ProARDEstimator, stages: Sequence[Stage]) -> dict[str, Any]:
+    """Return what an estimator's weights are trained as and against, by its stages or, without any, its parameters.
+
+    The losses are those of stages that distil, where any does.
+    """
+    distilling = [stage for stage in stages if make_loss(stage.loss).needs_teacher]
+    losses = [loss_name(stage.loss) for stage in distilling or stages] or [loss_name(estimator.loss)]
+    attacked = [stage.budget(estimator._budget()).method for stage in stages if make_loss(stage.loss).passes.attacked]
+    attacks = attacked or ["none" if stages else estimator.attack]
+    joined = {"loss": ", ".join(dict.fromkeys(losses)), "attack": ", ".join(dict.fromkeys(attacks))}
+    return {"supernet": estimator.model, **joined, "eps": estimator.eps}
+
+
+def loss_name(loss: Any) -> str:
+    """Return a loss's name, and of one's own what it is called."""
+    return loss if isinstance(loss, str) else f"own: {getattr(loss, '__qualname__', type(loss).__qualname__)}"
 
 
 def _train_settings(estimator: ProARDEstimator, seed: int) -> TrainSettings:
@@ -230,6 +242,7 @@ def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int, w
     if warm:
         _warm_start.check_same(estimator, _make_model(estimator), summary)
         supernet: Supernet = copy.deepcopy(estimator.supernet_)
+        supernet.set_active(None)
         supernet.metadata = {}  # it was about the earlier weights
     else:
         with seeded(derive_seed(seed, "weights")):
@@ -331,7 +344,7 @@ def _train(
     for name in ("labels_", "predictor_", "predictor_score_", "_val"):  # of the supernet before
         estimator.__dict__.pop(name, None)
     estimator.supernet_, estimator.events_, estimator.spent_ = supernet, trainer.events, trainer.ledger
-    estimator.history_, estimator.training_ = trainer.history, training_facts(estimator)
+    estimator.history_, estimator.training_ = trainer.history, training_facts(estimator, stages)
     if earlier is not None:
         _warm_start.put_before(estimator, earlier)
     if trainer.interrupted is not None:

@@ -48,7 +48,8 @@ def search(
         **constraints,
     )
     population = [(student.natural_accuracy, student.robust_accuracy, student.mmacs) for student in labelled]
-    result = dataclasses.replace(result, extractor=estimator.extract, population=population)
+    weights = estimator.labels_.settings.get("weights")
+    result = dataclasses.replace(result, extractor=estimator.extract, population=population, weights=weights)
     return verified(estimator, result, verify) if verify else result
 
 

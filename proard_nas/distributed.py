@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -10,6 +11,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+_groups = itertools.count()
 
 Value = TypeVar("Value")
 
@@ -50,7 +54,10 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # A group that is gone leaves its addresses in torchrun's store, where the next would read them.
+    store, number, size = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"proard_nas/{next(_groups)}", store)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=size)
     try:
         yield
     finally:

@@ -465,7 +465,11 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         """
         check_is_fitted(self, "supernet_")
         if y is not None:
-            y = y.detach().cpu() if isinstance(y, torch.Tensor) else y
+            from .data.labels import are_places, encode_known_labels
+
+            y = np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y)
+            if y.ndim == 1 and are_places(y.tolist(), self.classes_.tolist()):
+                y = self.classes_[encode_known_labels(y, self.classes_)]
             return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
         if sample_weight is not None:
             raise ValueError("sample_weight goes with arrays and y; a Dataset or loader is scored without weights")

@@ -860,6 +860,13 @@ def test_named_classes_given_later_are_those_of_training():
     assert len(labelled_source(Listed(items, names), None, numbered.scaler, numbered.summary.classes, 8)) == 40
 
 
+def test_more_classes_than_the_labels_type_can_count_are_numbered_rightly():
+    y = np.array([0, 1, 43], dtype=np.uint8)
+    _, classes = encode_labels(y, 300)
+    assert classes.tolist() == list(range(300))
+    assert encode_known_labels(y, classes).tolist() == [0, 1, 43]
+
+
 def test_arrays_beside_named_classes_have_names_or_numbers_as_labels():
     names, x, y = ["plane", "car", "bird", "cat"], images(), labels()
     dataset = Listed(list(zip(x, y.tolist(), strict=True)), names)

@@ -285,8 +285,19 @@ def test_datasets_and_labels_of_any_type_are_taken(digits):
     assert est.classes_.tolist() == sorted(names)
     assert set(est.predict(x_test)) <= set(names)
     assert est.extract().pretrained_cfg["label_names"] == sorted(names)
+    assert est.score(x_test, y_test) == est.score(x_test, names[y_test]) > 0.1  # numbers of the classes
     dataset = TensorDataset(torch.from_numpy(x_train), torch.from_numpy(y_train))
     assert ProARDEstimator(**settings).fit(dataset).score(x_test, y_test) > 0.1
+
+
+def test_what_weights_were_trained_against_is_what_the_stages_did(digits):
+    x_train, _, y_train, _ = head(digits)
+    stages = [Stage("t", 1, "trades", lr=0.1), Stage("s", 1, "adaad", ("depth",), attack="n-fgsm")]
+    given = {**SHORT, "schedule": stages, "epochs": None, "lr": None}
+    facts = ProARDEstimator(**given).fit(x_train, y_train).training_
+    assert (facts["loss"], facts["attack"]) == ("adaad", "pgd, n-fgsm")
+    with pytest.raises(ValueError, match="loss='ard' is of a named schedule, but the schedule is a list of stages"):
+        ProARDEstimator(**given, loss="ard").fit(x_train, y_train)
 
 
 class Stream(IterableDataset):

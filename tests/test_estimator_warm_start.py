@@ -68,6 +68,14 @@ def test_it_starts_from_the_earlier_weights(digits, folder):
     assert abs(cold - before).max() > 0.01
 
 
+def test_the_largest_student_is_trained_whichever_was_active(digits, folder):
+    active = loaded(folder)
+    active.supernet_.set_active(active.supernet_.space.smallest)
+    expected = bits(loaded(folder).fit(*digits))
+    assert same_bits(expected, bits(active.fit(*digits)))
+    assert active.supernet_.active == active.supernet_.space.largest
+
+
 def test_records_and_costs_go_on(digits, folder):
     first = ProARDEstimator.load(folder)
     est = loaded(folder, epochs=5).fit(*digits)

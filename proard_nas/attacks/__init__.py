@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from .autoattack import AutoAttack, ReferenceAutoAttack
 from .budget import BATCH_NORM, EPS, METHODS, STEP_SIZE, AttackBudget, check_budget, warn_if_short
-from .evaluation import ATTACKS, ITERATED, attack_steps, attack_title, make_attack, run_attack
+from .evaluation import (
+    ATTACKS,
+    BUILT_IN,
+    ITERATED,
+    attack_steps,
+    attack_title,
+    make_attack,
+    register_attacks,
+    run_attack,
+)
 from .inner import InnerAttack, inner_attack
 from .modes import attack_mode, seeded
 from .noise import Noise
@@ -15,6 +24,7 @@ from .worst_case import WorstCasePGD, margin
 __all__ = [
     "ATTACKS",
     "BATCH_NORM",
+    "BUILT_IN",
     "EPS",
     "ITERATED",
     "METHODS",
@@ -37,6 +47,7 @@ __all__ = [
     "kl_each",
     "make_attack",
     "margin",
+    "register_attacks",
     "run_attack",
     "seeded",
     "warn_if_short",

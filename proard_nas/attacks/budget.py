@@ -50,6 +50,9 @@ class AttackBudget:
 
     def __post_init__(self) -> None:
         check_budget(self.eps, self.step_size, self.steps)
+        numbers = {"eps": float(self.eps), "step_size": float(self.step_size), "steps": int(self.steps)}
+        for name, value in numbers.items():  # Python's own, since records in JSON take no other
+            object.__setattr__(self, name, value)
         check_name("attack method", self.method, METHODS)
         check_name("batch norm mode", self.batch_norm, BATCH_NORM)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "autoattack": lambda model, eps, step_size, steps, seed: AutoAttack(model, eps=eps, seed=seed),
     "autoattack-reference": lambda model, eps, step_size, steps, seed: ReferenceAutoAttack(model, eps=eps, seed=seed),
 }
+BUILT_IN = frozenset(ATTACKS)
 ITERATED = ("pgd", "cw")
 
 
@@ -74,6 +75,11 @@ def make_attack(
     steps = attack_steps(name, steps)
     check_budget(eps, step_size, steps)
     return ATTACKS[name](model, eps, step_size, steps, seed)
+
+
+def register_attacks(own: Mapping[str, Callable[..., Attack]]) -> None:
+    """Add attacks of one's own to `ATTACKS`: a worker process has only those that come with the library."""
+    ATTACKS.update(own)
 
 
 def attack_steps(name: str, steps: int | None = None) -> int:

@@ -24,13 +24,17 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--arch", metavar="JSON|FILE", help="an architecture in JSON (default: the largest student)")
 
 
-def chosen(arguments: argparse.Namespace) -> tuple[Architecture | None, Candidate | None]:
+def chosen(
+    arguments: argparse.Namespace, estimator: ProARDEstimator | None = None
+) -> tuple[Architecture | None, Candidate | None]:
     """Return the architecture that the flags pick (None: the largest), and its candidate where it comes from a result.
+
+    With an estimator, the candidate's figures must be of its weights.
 
     Raises
     ------
     ValueError
-        If flags contradict each other.
+        If flags contradict each other, or the result is of other weights.
     IndexError
         If the front has no such place.
     """
@@ -42,6 +46,12 @@ def chosen(arguments: argparse.Namespace) -> tuple[Architecture | None, Candidat
         raise ValueError("-i was given without --result, whose front it counts")
     if arguments.result is not None:
         result = SearchResult.load(arguments.result)
+        now = estimator and estimator.labels_.settings.get("weights")
+        if result.weights is not None and now is not None and now != result.weights:
+            raise ValueError(
+                f"the figures in {arguments.result} are of other weights than the estimator's; allowed: a search of "
+                "this estimator, or --arch, whose student comes without figures"
+            )
         if arguments.index is None:
             return result.best.architecture, result.best
         if not -len(result) <= arguments.index < len(result):
@@ -52,6 +62,8 @@ def chosen(arguments: argparse.Namespace) -> tuple[Architecture | None, Candidat
         return None, None
     text = arguments.arch if arguments.arch.lstrip().startswith("{") else Path(arguments.arch).read_text()
     found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"--arch {arguments.arch} holds a {type(found).__name__}; allowed: an architecture in JSON")
     return Architecture.from_dict(found.get("architecture", found)), None  # a student's proard.json holds it, too
 
 
@@ -59,8 +71,10 @@ def load_student_folder(folder: str, device: str = "auto") -> StudentNet:
     """Return the student saved in a folder, in eval mode."""
     import torch
 
+    from proard_nas._devices import check_device
     from proard_nas.deploy import load_student
 
+    check_device(device)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return load_student(folder).to(name).eval()
 
@@ -124,8 +138,8 @@ def add_pretrained(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_estimator(arguments: argparse.Namespace) -> ProARDEstimator:
-    """Return the estimator that the flags name.
+def open_estimator(arguments: argparse.Namespace, device: str | None = None) -> ProARDEstimator:
+    """Return the estimator that the flags name, on its own device or on another.
 
     Raises
     ------
@@ -137,9 +151,9 @@ def open_estimator(arguments: argparse.Namespace) -> ProARDEstimator:
     if arguments.estimator is not None:
         if arguments.pretrained:
             raise ValueError("--pretrained goes with --model NAME, not with --estimator FOLDER")
-        return ProARDEstimator.load(arguments.estimator)
+        return ProARDEstimator.load(arguments.estimator, device)
     if arguments.model is None:
         raise ValueError("--pretrained goes with --model NAME")
     if not arguments.pretrained:
         raise ValueError(f"--model {arguments.model} is not trained; allowed: with --pretrained, or --estimator FOLDER")
-    return ProARDEstimator.from_pretrained(arguments.model)
+    return ProARDEstimator.from_pretrained(arguments.model, device)

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-images", type=int, metavar="N", help="measure on N images only, drawn by the seed")
     parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: 256)")
     parser.add_argument("--seed", type=int, default=0, help="of --max-images and the attacks (default: 0)")
-    parser.add_argument("--device", default="auto", help="of a saved student: auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", help="auto, cpu or cuda (default: the estimator's, else auto)")
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -75,15 +75,15 @@ def run(arguments: argparse.Namespace) -> Report:
     from proard_nas.evaluation import check_gradient_masking, evaluate_all
 
     network, source, attacks = _what(arguments)
+    suspects = [attack for attack in attacks if attack.name != "natural"]
+    if arguments.check_masking and not suspects:
+        raise ValueError("--check-masking needs an attack; 'natural' has no gradients to mask")
     if arguments.max_images is not None:
         source = source.head(arguments.max_images, seed=arguments.seed)
     how: dict[str, Any] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     found = evaluate_all(network, source, attacks, worst_case=arguments.worst_case, **how)
     masking = None
     if arguments.check_masking:
-        suspects = [attack for attack in attacks if attack.name != "natural"]
-        if not suspects:
-            raise ValueError("--check-masking needs an attack; 'natural' has no gradients to mask")
         masking = check_gradient_masking(network, source, suspects[-1], **how).to_dict()
     data = {
         "network": arguments.student or arguments.estimator or arguments.model,
@@ -103,10 +103,10 @@ def _what(arguments: argparse.Namespace) -> tuple[nn.Module, Source, list[Attack
     if arguments.student is not None:
         if any(given is not None for given in (arguments.result, arguments.arch, arguments.index)):
             raise ValueError("--result, -i and --arch pick a student of --estimator, not of a saved student's folder")
-        student = load_student_folder(arguments.student, arguments.device)
+        student = load_student_folder(arguments.student, arguments.device or "auto")
         x, y = test_data(arguments, class_names(student), image_shape(student)[1:])
         return student, student_source(student, x, y), _attacks(arguments, _trained_eps(student))
-    estimator = open_estimator(arguments)
+    estimator = open_estimator(arguments, arguments.device)
     network = estimator.extract(chosen(arguments)[0])
     x, y = test_data(arguments, [str(name) for name in estimator.classes_], estimator.image_size_)
     return (

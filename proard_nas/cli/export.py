@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="(default: onnx)")
     parser.add_argument("--int8", action="store_true", help="quantise to 8-bit integers (onnx only); needs --data")
-    parser.add_argument("--n-calibration", type=int, default=512, metavar="N", help="images for --int8 (default: 512)")
+    parser.add_argument("--n-calibration", type=int, metavar="N", help="images for --int8 (default: 512)")
     add_data(parser, "images that --int8 calibrates on (training part)")
 
 
@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> Report:
         raise ValueError("no student was given; allowed: the folder of a saved student")
     if arguments.int8 and (arguments.format != "onnx" or arguments.data is None):
         raise ValueError("--int8 needs --format onnx and --data, whose training part it calibrates on")
+    if not arguments.int8 and (arguments.data is not None or arguments.n_calibration is not None):
+        raise ValueError("--data and --n-calibration are for --int8, which was not given")
     check_writable(arguments.out)
     student = load_student_folder(arguments.student, "cpu")
     if arguments.int8:
@@ -68,7 +70,11 @@ def _export_int8(student: StudentNet, arguments: argparse.Namespace) -> None:
     from proard_nas.deploy import export_onnx, quantize_onnx
 
     data = training_data(arguments, image_shape(student)[1:])
-    images = student_source(student, *data).head(arguments.n_calibration, seed=0).x
+    images = (
+        student_source(student, *data)
+        .head(512 if arguments.n_calibration is None else arguments.n_calibration, seed=0)
+        .x
+    )
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "float.onnx"
         export_onnx(student, whole)

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Report:
     """Run the command."""
-    arch, candidate = chosen(arguments)
-    facts = save(open_estimator(arguments), arch, candidate, arguments.out)
+    estimator = open_estimator(arguments)
+    facts = save(estimator, *chosen(arguments, estimator), arguments.out)
     cost = f"{facts['macs'] / 1e6:.4g} MMACs, {facts['params']:,} parameters"
     return Report(facts, f"a student of {cost} is in {arguments.out}")
 

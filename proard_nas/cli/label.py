@@ -45,6 +45,7 @@ def _check_record(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> Report | None:
     """Run the command; processes other than the main one have nothing to report."""
     from proard_nas import distributed
+    from proard_nas._devices import device_of
     from proard_nas._estimator_io import check_target
 
     folder = arguments.out or arguments.estimator
@@ -53,8 +54,10 @@ def run(arguments: argparse.Namespace) -> Report | None:
     check_target(folder)
     _check_record(arguments)
     estimator = open_estimator(arguments)
-    x, y = validation_data(arguments, estimator)
-    estimator.label(arguments.n_labels, x, y, record=arguments.record, replace=arguments.replace)
+    with distributed.process_group(device_of(estimator)):
+        with distributed.main_first():
+            x, y = validation_data(arguments, estimator)
+        estimator.label(arguments.n_labels, x, y, record=arguments.record, replace=arguments.replace)
     estimator.save(folder)
     if not distributed.is_main():
         return None

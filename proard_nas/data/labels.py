@@ -42,7 +42,8 @@ def encode_labels(
     distinct, codes = np.unique(labels, return_inverse=True)
     check_several_classes(distinct.tolist())
     if num_classes is not None and _are_codes(labels, num_classes):
-        return labels.astype(np.int64), np.arange(num_classes, dtype=labels.dtype)
+        dtype = np.promote_types(labels.dtype, np.min_scalar_type(num_classes - 1))
+        return labels.astype(np.int64), np.arange(num_classes, dtype=dtype)
     if num_classes in (None, len(distinct)):
         return codes.astype(np.int64), distinct
     raise ValueError(
@@ -76,7 +77,7 @@ def encode_known_labels(y: object, classes: NDArray[Any], estimator_name: str = 
     """
     known, labels = classes.tolist(), _label_column(y, estimator_name).tolist()
     places = {label: place for place, label in enumerate(known)}
-    if _are_names(known) and not any(isinstance(label, str) for label in labels):
+    if are_places(labels, known):
         places = {place: place for place in range(len(known))}
     unknown = sorted({label for label in labels if label not in places}, key=str)
     if unknown:
@@ -130,9 +131,9 @@ def _label_column(y: object, estimator_name: str) -> NDArray[Any]:
     return labels
 
 
-def _are_names(known: list[Any]) -> bool:
-    """Return whether classes are texts, none of which could be taken for the place of another."""
-    return all(
+def are_places(labels: list[Any], known: list[Any]) -> bool:
+    """Return whether labels are classes' places: no texts, where classes are, none of them the place of another."""
+    return not any(isinstance(label, str) for label in labels) and all(
         isinstance(label, str) and (not label.isdecimal() or int(label) == place) for place, label in enumerate(known)
     )
 

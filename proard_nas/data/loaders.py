@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 
 from proard_nas._numbers import whole_number
+from proard_nas._random import derive_seed
 from proard_nas.data.checks import checked
 from proard_nas.data.seeding import RandomStreams, seeded_pass
 from proard_nas.data.sources import ArraySource, Batch, Indices, collect, count_batches, shuffled
@@ -129,13 +130,16 @@ class DatasetSource:
         if settings.get("num_workers"):
             settings["worker_init_fn"] = _LeaveSignals(settings.get("worker_init_fn"))
         generator = torch.Generator().manual_seed(seed or 0)
+        draws = seed or 0  # of random transforms: each process has its own
         if shard[1] > 1:
+            draws = derive_seed(draws, "shard", shard[0]) if shard[0] else draws
             sampler = _ShardedBatches(self.dataset, generator, seed is not None, settings, shard)
             rest = {k: v for k, v in settings.items() if k not in ("batch_size", "drop_last")}
-            loader = DataLoader(self.dataset, batch_sampler=sampler, generator=generator, **rest)
+            workers = torch.Generator().manual_seed(draws)
+            loader = DataLoader(self.dataset, batch_sampler=sampler, generator=workers, **rest)
         else:
             loader = DataLoader(self.dataset, shuffle=seed is not None, generator=generator, **settings)
-        yield from checked(seeded_pass(_explain_collation(loader), seed or 0), in_chans=self.in_chans)
+        yield from checked(seeded_pass(_explain_collation(loader), draws), in_chans=self.in_chans)
 
     def _batch_size(self, batch_size: int) -> int:
         size = self.loader_settings.get("batch_size") or batch_size
@@ -175,10 +179,12 @@ class _ShardedBatches:
         shard: tuple[int, int],
     ) -> None:
         order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)  # type: ignore[arg-type]
+        self._generator = generator
         self._batches = BatchSampler(order, settings["batch_size"], settings["drop_last"])
         self._rank, self._size = shard
 
     def __iter__(self) -> Iterator[list[int]]:
+        torch.empty((), dtype=torch.int64).random_(generator=self._generator)  # what a DataLoader draws for its workers
         parts = (batch[self._rank :: self._size] for batch in self._batches)
         return (part for part in parts if part)
 

@@ -15,6 +15,7 @@ from proard_nas._errors import check_name
 from proard_nas._random import derive_seed
 from proard_nas.attacks import (
     ATTACKS,
+    BUILT_IN,
     EPS,
     ITERATED,
     STEP_SIZE,
@@ -229,14 +230,19 @@ def evaluate_all(
             n_images=total,
             attack=" + ".join(attack_title(one.name, one.steps, n_classes) for one in group),
             eps=_shared([one.eps for one in group if one.name != NATURAL]),
-            step_size=_shared([one.step_size if one.name in ITERATED else None for one in group]),
-            steps=_shared([one.steps if one.name in COUNTED else None for one in group]),
+            step_size=_shared([one.step_size if one.name in ITERATED or _is_own(one) else None for one in group]),
+            steps=_shared([one.steps if one.name in COUNTED or _is_own(one) else None for one in group]),
             seed=int(seed),
             seconds=natural_seconds + duration,
             versions=versions(*(["pyautoattack"] if any(one.name == REFERENCE for one in group) else [])),
         )
         for group, count, duration in zip(groups, survived, spent, strict=True)
     ]
+
+
+def _is_own(settings: AttackSettings) -> bool:
+    """Return whether an attack is the user's own, which is given a step size and steps whatever it does with them."""
+    return settings.name not in (NATURAL, *BUILT_IN)
 
 
 def correct(network: nn.Module, x: Tensor, y: Tensor, settings: AttackSettings, seed: int) -> Tensor:

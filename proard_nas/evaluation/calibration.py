@@ -83,8 +83,8 @@ def calibrate(
     TypeError
         If the images are no tensor.
     ValueError
-        If there is no image, pixels lie outside [0, 1], the kind is unknown, or the labels that an attack needs are
-        missing or do not fit.
+        If there is no image, pixels lie outside [0, 1], the kind is unknown, the labels that an attack needs are
+        missing or do not fit, or the network wraps a supernet whose active student is not the largest.
     """
     whole_number("batch_size", batch_size, 1)
     _check(images, kind, batch_size)
@@ -93,6 +93,9 @@ def calibrate(
         calibrate(student, images, batch_size, kind=kind, labels=labels, budget=budget, seed=seed, reduce=reduce)
         share_statistics_of_active(network, student)
         return network
+    if any(isinstance(one, Supernet) and one.active != one.space.largest for one in network.modules()):
+        raise ValueError("the network wraps a supernet that runs another student than its largest; allowed: the "
+                         "supernet itself")  # fmt: skip
     mine = slice(distributed.rank(), None, distributed.world_size()) if reduce else slice(None)
     chunks = even_chunks(images, batch_size)[mine]
     classes = None if kind == "clean" else _checked_labels(network, images, kind, labels)

@@ -125,7 +125,7 @@ def check_gradient_masking(
     Raises
     ------
     UncalibratedError
-        If the network is, or wraps, a student without batch norm statistics of its own.
+        If the network or the surrogate is, or wraps, a student without batch norm statistics of its own.
     TypeError
         If the source is none.
     ValueError
@@ -137,6 +137,8 @@ def check_gradient_masking(
             f"n_images and queries must be positive and tolerance in [0, 1); got {n_images}, {queries}, {tolerance}"
         )
     require_calibrated_students(network)
+    if surrogate is not None:
+        require_calibrated_students(surrogate)
     check_source(source)
     if len(source) == 0:
         raise ValueError(NO_IMAGE)
@@ -302,7 +304,7 @@ class _Sums:
 
     def _survivors(self, network: nn.Module, attack: Any, x: Tensor, y: Tensor, seed: int) -> int:
         adversarial = run_attack(attack, x, y, seed=seed)
-        return int(is_right(predict_logits(network, adversarial), y).sum())
+        return int(is_right(predict_logits(network, adversarial.to(x.device)), y).sum())
 
     def _survive_noise(self, network: nn.Module, x: Tensor, y: Tensor, seed: int) -> int:
         generator = torch.Generator(device=x.device).manual_seed(seed)

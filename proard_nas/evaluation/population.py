@@ -16,7 +16,7 @@ from tqdm import tqdm
 from proard_nas import distributed
 from proard_nas._numbers import whole_number
 from proard_nas._random import derive_seed
-from proard_nas.attacks import attack_title
+from proard_nas.attacks import ATTACKS, BUILT_IN, attack_title, register_attacks
 from proard_nas.attacks.objectives import is_right
 from proard_nas.data import ArraySource, Source, check_source
 from proard_nas.supernets import Architecture, Supernet
@@ -126,7 +126,10 @@ def label_students(
     known.exchange()  # now all processes share out the same students
     todo = [arch for arch in wanted if arch not in known.labels][distributed.rank() :: distributed.world_size()]
 
+    own = {attack.name: ATTACKS[attack.name]} if attack.name in ATTACKS.keys() - BUILT_IN else {}
+
     def measure(arch: Architecture) -> Label:
+        register_attacks(own)
         return label_student(supernet, arch, source, calibration, attack, batch_size, seed)
 
     shown = progress and distributed.is_main()

@@ -11,8 +11,8 @@ from proard_nas._numbers import whole_number
 from proard_nas.supernets.architecture import Architecture
 from proard_nas.supernets.space import SearchSpace
 
+from .drawing import first_generation
 from .predictor import AccuracyPredictor
-from .sampler import first_generation
 
 Matrix = NDArray[np.float64]
 

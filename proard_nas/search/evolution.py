@@ -12,9 +12,10 @@ import optuna
 from proard_nas.supernets.architecture import Architecture
 
 from .candidate import ACCURACIES, Candidate
+from .drawing import first_generation
 from .ledger import Ledger
 from .refinement import refine
-from .sampler import GenerationSampler, Genotype, Individual, Newborn, first_generation
+from .sampler import GenerationSampler, Genotype, Individual, Newborn
 from .studies import REFINED_KEY, Settings, join_once, new_trial, read_study
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,9 @@ logger = logging.getLogger(__name__)
 N_ATTEMPTS = 5
 """So many times at most is a child bred until it is one that has not been seen."""
 N_PROBES = 50
-LATENCY_SCATTER = 0.2  # of measured latencies, between one search and the one that continues it
 """So many stored candidates are predicted again when a study is continued."""
+LATENCY_SCATTER = 0.2
+"""Of measured latencies, between one search and the one that continues it."""
 
 
 class Evolution:

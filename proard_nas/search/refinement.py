@@ -63,6 +63,8 @@ def refine(
         The front of all feasible candidates; empty if there are none.
     """
     front = front_of([c for c in ledger.candidates if constraints.are_kept_by(c)], objectives)
+    if space.size == 1:
+        return front
     around = Surroundings(space, objectives, constraints)
     visited: set[Architecture] = set()
     end = len(ledger) + budget

@@ -98,6 +98,8 @@ class SearchResult:
         Takes an architecture, returns the student as a network; not saved.
     population : array-like or None, default=None
         The labelled students that `plot` draws where it is given no others; not saved.
+    weights : str or None, default=None
+        Checksum of the weights that the figures are of: an estimator whose labels are of others does not have them.
 
     Raises
     ------
@@ -114,6 +116,7 @@ class SearchResult:
     study: optuna.Study | None = None
     extractor: Extractor | None = None
     population: ArrayLike | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if not self.front:
@@ -266,6 +269,7 @@ class SearchResult:
             "objectives": list(self.objectives),
             "constraints": dict(self.constraints),
             "seed": self.seed,
+            "weights": self.weights,
             "n_evaluated": self.n_evaluated,
             "front": [candidate.to_dict() for candidate in self.front],
             "generations": [dataclasses.asdict(record) for record in self.generations],
@@ -292,6 +296,7 @@ class SearchResult:
                 seed=data["seed"],
                 n_evaluated=data["n_evaluated"],
                 generations=tuple(GenerationRecord.from_dict(record) for record in data["generations"]),
+                weights=data.get("weights"),  # an older file has it not
                 extractor=extractor,
             )
         except KeyError as error:

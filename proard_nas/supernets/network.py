@@ -271,7 +271,7 @@ class StudentNet(nn.Module):
         return self.head.fc  # type: ignore[no-any-return]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier; 0 classes remove it.
+        """Replace the classifier; 0 classes remove it. What the old one's classes were called is forgotten.
 
         Parameters
         ----------
@@ -289,6 +289,9 @@ class StudentNet(nn.Module):
         like = next(self.head.parameters(), next(self.parameters()))  # a head without a classifier may have none
         self.head.reset(self.num_classes, global_pool)
         self.get_classifier().to(device=like.device, dtype=like.dtype)
+        for name in ("pretrained_cfg", "default_cfg"):
+            cfg = {k: v for k, v in getattr(self, name).items() if k not in ("label_names", "label_descriptions")}
+            setattr(self, name, cfg)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the unpooled features, shape (N, num_features, H', W'), of images in [0, 1]."""

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from torch import nn
 
-from proard_nas.supernets import Architecture, Supernet
+from proard_nas.supernets import Architecture, StudentNet, Supernet
 
 from .losses import AttackBudget, Objective, Passes, make_loss
 from .sampling import SAMPLERS
@@ -50,11 +51,11 @@ def training_cost(
     budget: AttackBudget,
     img_size: tuple[int, int],
     awp: bool = False,
+    teacher: nn.Module | None = None,
 ) -> TrainingCost:
     """Count the multiply-accumulates of a schedule.
 
-    The size of sampled students is the mean over 50 draws. A teacher or helper of one's own
-    counts as if it were the largest student.
+    The size of sampled students is the mean over 50 draws.
 
     Parameters
     ----------
@@ -68,17 +69,24 @@ def training_cost(
         Height and width in pixels.
     awp : bool, default=False
         Whether each step is taken twice, the second time at perturbed weights, on the same adversarial images.
+    teacher : nn.Module, default=None
+        A frozen teacher of one's own; see `frozen_macs`.
     """
     return TrainingCost(
         tuple(
-            (stage.name, stage.epochs * n_images * stage_macs(supernet, stage, budget, img_size, awp))
+            (stage.name, stage.epochs * n_images * stage_macs(supernet, stage, budget, img_size, awp, teacher))
             for stage in stages
         )
     )
 
 
 def stage_macs(
-    supernet: Supernet, stage: Stage, budget: AttackBudget, img_size: tuple[int, int], awp: bool = False
+    supernet: Supernet,
+    stage: Stage,
+    budget: AttackBudget,
+    img_size: tuple[int, int],
+    awp: bool = False,
+    teacher: nn.Module | None = None,
 ) -> float:
     """Return the mean multiply-accumulates that one image costs in one step of a stage."""
 
@@ -87,15 +95,24 @@ def stage_macs(
 
     space, largest = stage.space(supernet.space), supernet.space.largest
     loss, teacher_loss = make_loss(stage.loss), make_loss(stage.teacher_loss)
+    own = cost(largest)
+    taught = own if stage.teacher == "live" else frozen_macs(teacher, own, img_size)
     rng = np.random.default_rng(0)
     steps = []
     for _ in range(1 if space.size == 1 else SAMPLES):
         students = SAMPLERS[stage.sampler](space, stage.students_per_step, rng, cost)
         losses = [teacher_loss if stage.teacher == "live" and arch == largest else loss for arch in students]
         macs = [cost(arch) for arch in students]
-        own = stage.budget(budget)
-        steps.append(step_macs(losses, macs, cost(largest), own, stage.share_attack, awp=awp))
+        steps.append(step_macs(losses, macs, taught, stage.budget(budget), stage.share_attack, own, awp))
     return sum(steps) / len(steps)
+
+
+def frozen_macs(teacher: nn.Module | None, largest: float, img_size: tuple[int, int]) -> float:
+    """Return the multiply-accumulates of a frozen teacher's pass over one image.
+
+    None, and a network that is none of the library's, counts as the largest student, whose own are given.
+    """
+    return teacher.cost(img_size=img_size).macs if isinstance(teacher, StudentNet) else largest
 
 
 def step_macs(

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from torch import nn
 
 from proard_nas.supernets import Architecture, StudentNet, Supernet
 
-from .budget import step_macs
+from .budget import frozen_macs, step_macs
 from .losses import AttackBudget, Objective, make_loss
 from .sampling import SAMPLERS
 from .stage import Stage
@@ -77,10 +78,20 @@ def draw_students(network: StudentNet, stage: Stage, seed: int) -> list[Architec
     return SAMPLERS[stage.sampler](stage.space(network.space), stage.students_per_step, rng, cost)
 
 
-def job_macs(network: StudentNet, job: Job, img_size: tuple[int, int]) -> float:
-    """Return the multiply-accumulates that a step takes for each image of a height and width in pixels."""
+def job_macs(network: StudentNet, job: Job, img_size: tuple[int, int], teacher: nn.Module | None = None) -> float:
+    """Return the multiply-accumulates that a step takes for each image of a height and width in pixels.
+
+    Parameters
+    ----------
+    network : StudentNet
+    job : Job
+    img_size : (int, int)
+    teacher : nn.Module, default=None
+        Of a stage with a frozen one; see `frozen_macs`.
+    """
     largest = largest_of(network)
     students = [network.cost(arch, img_size).macs for arch in job.students]
     losses = [job.loss_of(arch, largest) for arch in job.students]
-    teacher = network.cost(largest, img_size).macs
-    return step_macs(losses, students, teacher, job.budget, job.share_attack, awp=job.awp > 0)
+    own = network.cost(largest, img_size).macs
+    taught = own if job.live_teacher else frozen_macs(teacher, own, img_size)
+    return step_macs(losses, students, taught, job.budget, job.share_attack, helper_macs=own, awp=job.awp > 0)

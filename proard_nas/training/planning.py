@@ -83,7 +83,7 @@ def plan_training(
     choice, seconds = fastest(step, wanted)
     load_statistics(supernet, before)
     all_stages, awp = trainer.planned(stages), trainer.settings.awp > 0
-    cost = training_cost(supernet, all_stages, len(trainer.source), budget, img_size, awp)
+    cost = training_cost(supernet, all_stages, len(trainer.source), budget, img_size, awp, trainer.teacher)
     stages_and_labels = (*cost.stages, ("labelling", labelling_macs)) if labelling_macs else cost.stages
     cost = dataclasses.replace(cost, stages=stages_and_labels)
     at_once = macs * n * distributed.world_size()

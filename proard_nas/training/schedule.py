@@ -126,7 +126,8 @@ def make_schedule(
     Raises
     ------
     ValueError
-        For an unknown name, an empty list, fewer epochs than stages, or ``epochs``, ``lr`` or ``anneal`` with a list.
+        For an unknown name, an empty list, fewer epochs than stages, or ``epochs``, ``lr``, ``anneal`` or losses with a
+        list.
     """
     check_name("anneal", anneal, ANNEALS)
     if epochs is not None:
@@ -135,11 +136,13 @@ def make_schedule(
         stages = list(schedule)
         if not stages or not all(isinstance(stage, Stage) for stage in stages):
             raise ValueError(f"a schedule must be a name or a non-empty list of Stage, got {schedule!r}")
-        for name, given in (("epochs", epochs), ("lr", lr), ("anneal", None if anneal == "stage" else anneal)):
-            if given is not None:
+        of_names = {"epochs": (epochs, None), "lr": (lr, None), "anneal": (anneal, "stage"),
+                    "loss": (loss, "rslad"), "teacher_loss": (teacher_loss, "trades")}  # fmt: skip
+        for name, (given, default) in of_names.items():
+            if given != default:
                 raise ValueError(
                     f"{name}={given!r} is of a named schedule, but the schedule is a list of stages, which have their "
-                    f"own; allowed: a name, one of {', '.join(map(repr, SCHEDULES))}, or stages without {name}"
+                    f"own; allowed: a name, one of {', '.join(map(repr, SCHEDULES))}, or no {name}"
                 )
         return stages
     if schedule not in SCHEDULES:

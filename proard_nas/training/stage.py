@@ -114,10 +114,13 @@ class Stage:
 
     def __post_init__(self) -> None:
         for name in ("elastic", "sort_channels", "anneal"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "choices", _pairs(self.name, self.choices))
+            self._set(name, tuple(getattr(self, name)))
+        self._set("choices", _pairs(self.name, self.choices))
         self._check_names()
         self._check_numbers()
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # Python's own numbers, since records in JSON take no other
 
     def _check_names(self) -> None:
         make_loss(self.loss)
@@ -142,9 +145,9 @@ class Stage:
 
     def _check_numbers(self) -> None:
         for name in ("epochs", "students_per_step"):
-            whole_number(f"stage {self.name!r}: {name}", getattr(self, name), 0)
+            self._set(name, whole_number(f"stage {self.name!r}: {name}", getattr(self, name), 0))
         for name in ("lr", "warmup", "drop_rate"):
-            finite_number(f"stage {self.name!r}: {name}", getattr(self, name))
+            self._set(name, finite_number(f"stage {self.name!r}: {name}", getattr(self, name)))
         if self.epochs < 1 or self.students_per_step < 1:
             raise ValueError(
                 f"stage {self.name!r} needs at least one epoch and one student in each step; "
@@ -167,7 +170,7 @@ class Stage:
                 f"stage {self.name!r} goes on along a cosine, so it has no warm-up; got warmup={self.warmup}"
             )
         if self.attack_steps is not None:
-            whole_number(f"stage {self.name!r}: attack_steps", self.attack_steps, 1)
+            self._set("attack_steps", whole_number(f"stage {self.name!r}: attack_steps", self.attack_steps, 1))
         if self.weight_decay is not None and not self.weight_decay >= 0:
             raise ValueError(f"stage {self.name!r} needs a weight_decay that is not negative, got {self.weight_decay}")
 

@@ -62,7 +62,8 @@ class StepRunner:
         """
         x, y = self.precision.images(x.to(self.device)), y.to(self.device)
         adversarial: dict[int, Tensor | None] = {}
-        with seeded(derive_seed(job.seed, "global"), self.device):
+        own = (distributed.rank(),) * (distributed.rank() > 0)  # else all processes' dropout would be the same
+        with seeded(derive_seed(job.seed, "global", *own), self.device):
             batch = self._batch(job, x, y)
             total = self._pass(job, batch, adversarial)
             if job.awp:

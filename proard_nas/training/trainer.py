@@ -16,7 +16,7 @@ from tqdm import tqdm
 from proard_nas import distributed
 from proard_nas._random import derive_seed
 from proard_nas.data import ArraySource, Source, check_label_range, check_source, sharded
-from proard_nas.evaluation.calibration import calibrate, check_images
+from proard_nas.evaluation.calibration import calibrate, check_images, require_calibrated_students
 from proard_nas.supernets import StudentNet, Supernet
 
 from . import monitor
@@ -110,6 +110,8 @@ class Trainer:
         self.on_epoch, self.validation = on_epoch, validation
         self.device = next(network.parameters()).device
         self.runner = StepRunner(network, settings.precision, settings.compile_teacher)
+        if teacher is not None:
+            require_calibrated_students(teacher)
         self.runner.teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
         self.keeper = Keeper(network, self.runner, settings.ema_decay, store, settings.checkpoint_seconds)
         self.updater = Updater(self.runner, self.keeper, settings)
@@ -307,7 +309,7 @@ class Trainer:
                     return f"the loss became {loss}"
                 state.losses.append(loss)
                 state.images += total
-                macs = job_macs(self.network, job, (int(x.shape[2]), int(x.shape[3])))
+                macs = job_macs(self.network, job, (int(x.shape[2]), int(x.shape[3])), self.teacher)
                 spent.add(macs=macs * total, images=total, steps=1)
                 if self._stop:
                     return None
@@ -415,6 +417,9 @@ def _check(network: StudentNet, source: Source, calibration: Tensor) -> None:
     """Raise an error for what cannot be trained, or not be trained on."""
     if not isinstance(network, StudentNet):
         raise TypeError(f"a {type(network).__name__} cannot be trained here; allowed: a supernet or a student")
+    if isinstance(network, Supernet) and network.active != network.space.largest:
+        raise ValueError("the supernet runs another student than its largest, whose training this is; allowed: after "
+                         "set_active(None)")  # fmt: skip
     check_source(source)
     check_images(calibration)
     if len(source) < 2:

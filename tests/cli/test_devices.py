@@ -93,6 +93,8 @@ def test_export_says_what_is_missing(student, tmp_path, fails):
                                                             "torch-export")  # fmt: skip
     for flags in ((), ("--int8", "--data", "a.npz")):
         assert "there is no folder" in fails("export", "no student", "--out", tmp_path / "no" / "a.onnx", *flags)
+    for flags in (("--data", "a.npz"), ("--n-calibration", "9")):
+        assert "--data and --n-calibration are for --int8" in fails(*argv, student, *flags)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -310,6 +310,23 @@ def test_evaluate_shows_a_table_and_signs_of_masked_gradients(front, photos, cap
     assert "accuracy %" in text and "FGSM" in text and "masked gradients" in text
 
 
+def test_figures_of_other_weights_are_not_put_on_a_student(fitted, front, tmp_path, fails):
+    found = json.loads((front / "front.json").read_text())
+    assert found["weights"] == ProARDEstimator.load(fitted).labels_.settings["weights"]
+    (tmp_path / "other.json").write_text(json.dumps(found | {"weights": "0"}))
+    argv = ["extract", "--estimator", fitted, "--out", tmp_path / "student"]
+    assert "of other weights than the estimator's" in fails(*argv, "--result", tmp_path / "other.json")
+    assert not (tmp_path / "student").exists()
+    (tmp_path / "list.json").write_text("[]")
+    assert "holds a list; allowed: an architecture" in fails(*argv, "--arch", tmp_path / "list.json")
+
+
+def test_the_device_to_evaluate_on_is_checked(fitted, front, photos, fails, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for network in ([front / "student"], ["--estimator", fitted]):
+        assert "device='cuda'" in fails("evaluate", *network, "--data", photos, "--device", "cuda")
+
+
 def test_evaluate_says_what_is_missing(fitted, front, photos, fails, tmp_path):
     assert "give either the folder of a saved student or --estimator" in fails("evaluate", "--data", photos)
     argv = ["evaluate", front / "student", "--data"]
@@ -320,6 +337,7 @@ def test_evaluate_says_what_is_missing(fitted, front, photos, fails, tmp_path):
     )
     assert "unknown class" in fails(*argv, copied(photos / "test" / "four", tmp_path / "fives" / "five"))
     assert "is not a saved student" in fails("evaluate", fitted, "--data", photos)
+    assert "--check-masking needs an attack" in fails(*argv, photos, "--attack", "natural", "--check-masking")
     np.savez(tmp_path / "t.npz", x_train=np.zeros((2, 4)), y_train=[0, 1], x_test=np.zeros((2, 4)), y_test=[0, 1])
     assert "the data is a table" in fails(*argv, tmp_path / "t.npz")
 

@@ -81,6 +81,7 @@ def test_an_attack_of_ones_own_has_a_name_once_it_is_registered(net, source, mon
     expected = ((net(source.x).argmax(1) == source.y) & (net(adversarial).argmax(1) == source.y)).float().mean()
     found = evaluate(net, source, AttackSettings("mifgsm", 0.05, 0.01, 7))
     assert (found.accuracy, found.attack) == (pytest.approx(float(expected)), "mifgsm")
+    assert (found.eps, found.step_size, found.steps) == (0.05, 0.01, 7)
     assert 0 < found.accuracy < 0.8
 
 

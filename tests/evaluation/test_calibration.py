@@ -73,6 +73,15 @@ def test_the_active_student_of_a_supernet_is_calibrated_and_the_largest_left_alo
     assert torch.equal(net.stem.conv0.bn.running_mean, own)
 
 
+def test_a_wrapped_supernet_that_runs_another_student_is_refused_and_left_alone(net, images):
+    calibrate(net, images)
+    net.set_active(net.space.smallest)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match="wraps a supernet that runs another student than its largest; allowed"):
+        calibrate(nn.Sequential(net), images)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_calibration_restores_modes_and_momentum(net, images):
     net.train()
     net.stages[0].eval()

@@ -6,13 +6,14 @@ import dataclasses
 import json
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from proard_nas._random import derive_seed
 from proard_nas.attacks import WorstCasePGD, run_attack
 from proard_nas.data import ArraySource
-from proard_nas.evaluation import AttackSettings, check_gradient_masking, evaluate
+from proard_nas.evaluation import AttackSettings, UncalibratedError, check_gradient_masking, evaluate
 from proard_nas.evaluation.accuracy import predict_logits
 from proard_nas.evaluation.masking import find_warnings
 
@@ -184,6 +185,12 @@ def test_what_cannot_be_checked_is_refused(network, source):
         evaluate(network, source, "natural", check_masking=True)
     with pytest.raises(ValueError, match="must be positive"):
         check_gradient_masking(network, source, n_images=0)
+
+
+def test_a_surrogate_without_statistics_is_refused(network, source):
+    surrogate = timm.create_model("proard_dyn_resnet_tiny", num_classes=4)
+    with pytest.raises(UncalibratedError, match="calibrate it"):
+        check(network, source, surrogate=surrogate.extract(surrogate.space.smallest))
 
 
 def test_a_network_that_is_never_right_cannot_be_checked(network, source):

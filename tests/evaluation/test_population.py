@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -18,7 +19,9 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from torchattacks import MIFGSM
 
+from proard_nas.attacks import ATTACKS
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings, Labels, calibrate, evaluate, label_students
 from proard_nas.evaluation.labelling import run_each
@@ -93,6 +96,13 @@ def test_labels_of_two_workers_are_single_evaluations_in_the_order_asked_for(net
     written = Labels.load(record)
     assert sorted(figures(written), key=str) == sorted(figures(labels), key=str)
     assert len(lines_of(record)) == 1 + len(archs)
+
+
+def test_workers_know_an_attack_of_ones_own(net, data, archs, monkeypatch):
+    monkeypatch.setitem(ATTACKS, "mifgsm", lambda model, eps, step, steps, seed: MIFGSM(model, eps, step, steps))
+    attack = dataclasses.replace(ATTACK, name="mifgsm")
+    alone = label_students(net, archs[:2], *data, attack=attack)
+    assert figures(label_students(net, archs[:2], *data, attack=attack, n_jobs=2)) == figures(alone)
 
 
 def test_threads_that_share_torchs_generator_measure_the_same(net, data, archs, alone):

@@ -10,7 +10,7 @@ from sklearn.exceptions import NotFittedError
 
 from proard_nas.search import AccuracyPredictor, active, choose_architectures
 from proard_nas.search.active import covariance_factors, most_telling
-from proard_nas.search.sampler import first_generation
+from proard_nas.search.drawing import first_generation
 from proard_nas.supernets.space import SearchSpace
 
 SPACE = SearchSpace(

@@ -121,6 +121,12 @@ def test_without_a_feasible_student_nothing_is_looked_at(ledger):
     assert len(ledger) == 1
 
 
+def test_a_space_of_one_architecture_is_searched():
+    space = SearchSpace(depths=(1,), base_depths=(1,), expand_ratios=(0.5,))
+    found = search(space, lambda archs: np.full((len(archs), 2), 0.5), lambda arch: Cost(1, 1), progress=False)
+    assert [candidate.architecture for candidate in found.front] == [space.largest]
+
+
 def test_an_estimate_that_is_right_ranks_as_the_truth():
     """Where effects add, the pairs come in the order of how far they are beyond the front."""
     around = Surroundings(SPACE, ("natural_accuracy",), Constraints())

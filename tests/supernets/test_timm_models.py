@@ -111,8 +111,10 @@ def test_the_classifier_can_be_removed_and_replaced(model):
     model.reset_classifier(0)
     assert model.num_classes == 0
     assert torch.equal(model(x), before)
+    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": ["a"] * 7}
     model.reset_classifier(7)
     assert model(x).shape == (2, 7)
+    assert "label_names" not in model.pretrained_cfg and "input_size" in model.pretrained_cfg
     assert model.num_classes == model.get_classifier().out_features == 7
     assert sum(p.numel() for n, p in model.named_parameters() if ".transform_" not in n) == model.cost().params
 

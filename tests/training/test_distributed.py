@@ -557,6 +557,19 @@ def test_a_dataset_loads_only_a_processs_own_part():
     assert len(loaded) == len(set(loaded)) == 8  # two of the five of each batch
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_process_draws_random_transforms_of_its_own(workers):
+    class Drawn(TensorDataset):
+        def __getitem__(self, index):
+            return torch.rand(1, 2, 2), super().__getitem__(index)[1]
+
+    source = DatasetSource(Drawn(*numbered(20)), {"num_workers": workers})
+    first, second = (torch.cat([x for (x, _), _ in sharded(source, 5, 7, rank, 2)]) for rank in range(2))
+    assert not (first[:, None] == second).all(-1).all(-1).any()
+    again = torch.cat([x for (x, _), _ in sharded(source, 5, 7, 1, 2)])
+    assert torch.equal(again, second)
+
+
 def test_a_plain_loaders_images_are_shared_too():
     loader = DataLoader(TensorDataset(*numbered(11)), batch_size=4, shuffle=True)
     seen = [y.tolist() for rank in range(2) for (_, y), _ in sharded(DatasetSource.from_loader(loader), 99, 3, rank, 2)]

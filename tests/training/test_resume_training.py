@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from proard_nas.data import ArraySource, DatasetSource
-from proard_nas.evaluation import AttackSettings
+from proard_nas.evaluation import AttackSettings, calibrate
 from proard_nas.training import (
     AttackBudget,
     CheckpointStore,
@@ -230,7 +230,7 @@ def test_hats_helper_and_the_network_before_it_survive_a_kill(tmp_path):
 
 
 def test_a_teacher_of_ones_own_is_given_again_and_never_saved(tmp_path):
-    teacher = supernet(5).extract(supernet(5).space.smallest).eval()
+    teacher = calibrate(supernet(5).extract(supernet(5).space.smallest), images(21).x).eval()
     stages = [Stage("students", 2, "rslad", ELASTIC, lr=0.05)]
     kill_and_resume(tmp_path, stages, lambda n: (2, 4), validation=None, teacher=teacher)
     tensors, _ = CheckpointStore(tmp_path / "4", {"run": 1}).load()

@@ -631,6 +631,20 @@ def test_a_step_is_counted_at_its_price():
     assert trainer.ledger.total.macs == pytest.approx(expected.macs)
 
 
+def test_a_larger_teacher_is_counted_at_its_own_price():
+    net = supernet()
+    large, small = net.cost(net.space.largest).macs, net.cost(net.space.smallest).macs
+    teacher, student = (calibrate(net.extract(arch), images(8)[0]) for arch in (net.space.largest, net.space.smallest))
+    x, y = images(24)
+    trainer = Trainer(student, ArraySource(x, y), x, SETTINGS, teacher=teacher)
+    trainer.run([Stage("alone", 1, "rslad", lr=0.1)])
+    # Two steps of PGD forward and backward, clean and adversarial images forward and backward to the weights.
+    assert trainer.ledger.total.macs == 24 * ((2 * 2 + 2 * 3) * small + large)
+    stages = [Stage("steps", 1, "rslad"), Stage("live", 1, "rslad", teacher="live")]
+    (_, frozen), (_, live) = training_cost(net, stages, 24, BUDGET, (8, 8), teacher=student).stages
+    assert frozen == 24 * (10 * large + small) and live == 24 * (1 + 2 * 2 + 2 * 3) * large  # TRADES
+
+
 # -- precision and compilation ----------------------------------------------------------------
 
 

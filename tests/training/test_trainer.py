@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,6 +15,7 @@ import torch
 from proard_nas._random import derive_seed
 from proard_nas.attacks import Noise
 from proard_nas.data import ArraySource, LoaderSource
+from proard_nas.evaluation import UncalibratedError
 from proard_nas.supernets import is_calibrated
 from proard_nas.training import (
     AttackBudget,
@@ -92,6 +95,27 @@ def test_batches_too_small_for_batch_norm_end_training_that_would_do_nothing(sou
 def test_settings_that_are_no_whole_numbers_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at least"):
         TrainSettings(**{name: value})
+
+
+def test_a_supernet_that_runs_another_student_is_not_trained(source):
+    net = timm.create_model("proard_dyn_resnet_tiny", num_classes=3)
+    net.set_active(net.space.smallest)
+    with pytest.raises(ValueError, match=r"runs another student than its largest.*allowed: after set_active\(None\)"):
+        Trainer(net, source, source.x, TrainSettings())
+
+
+def test_a_teacher_without_statistics_is_not_learned_from(source):
+    net = timm.create_model("proard_dyn_resnet_tiny", num_classes=3)
+    with pytest.raises(UncalibratedError, match="calibrate it"):
+        Trainer(net, source, source.x, TrainSettings(), teacher=net.extract(net.space.smallest))
+
+
+def test_numbers_of_numpy_are_recorded_as_pythons_own():
+    numbers = {"epochs": 2, "lr": 0.5, "students_per_step": 3, "attack_steps": 4}
+    given = {name: np.float32(n) if name == "lr" else np.int64(n) for name, n in numbers.items()}
+    assert numbers.items() <= json.loads(json.dumps(Stage("s", loss="trades", **given).to_dict())).items()
+    budget = AttackBudget(np.float32(0.5), np.float32(0.25), np.int64(2))
+    assert json.loads(json.dumps(dataclasses.asdict(budget)))["steps"] == 2
 
 
 def test_the_same_seed_gives_the_same_bits_whatever_the_global_generator(source):
