@@ -36,7 +36,7 @@ def alone(job: Job) -> list[dict[str, Any]]:
     """Train the largest and the found students for the supernet's time or a fiftieth of it, and measure them."""
     estimator = ProARDEstimator.load(job.packed)
     height, width = estimator.calibration_images_.shape[2:]
-    settings, stages = job.recipe.settings(0, Precision(), 0.0), [alone_stage(job.recipe, 1)]
+    settings, stages = job.first_recipe.settings(0, Precision(), 0.0), [alone_stage(job.first_recipe, 1)]
     epoch = training_cost(estimator.supernet_, stages, job.budget.n_train, settings.budget, (height, width))
     epochs = largest_epochs(estimator.spent_, epoch.macs)
     cores = earlier(job).get("pack", {}).get("cores", _training.threads(1))
@@ -150,7 +150,7 @@ def train_alone(job: Job, task: Task) -> None:
     path, threads = alone_record(job, task), _training.threads(job.jobs)
     before = {} if task.before is None else json.loads(alone_record(job, task.before).read_text())
     store, plan = job.folder / path.stem, job.folder / f"{path.stem}.plan"
-    recipe, images = job.recipe, job.images()
+    recipe, images = job.first_recipe, job.images()
     if not plan.exists():
         torch.set_num_threads(task.cores)
         _training.write(plan, planned_alone(job, task, images))
@@ -199,7 +199,7 @@ def planned_alone(job: Job, task: Task, images: _images.Data) -> dict[str, Any]:
     The epochs follow from a few steps of it beside as many of the largest student, both timed in one run, once for all
     of its trainings: it may then be trained on any machine and any number of cores.
     """
-    recipe, supernet = job.recipe, ProARDEstimator.load(job.packed).supernet_
+    recipe, supernet = job.first_recipe, ProARDEstimator.load(job.packed).supernet_
     to_come = task.epochs(1.0) - (task.before.epochs(1.0) if task.before else 0)  # of the largest, which take as long
     stages = [alone_stage(recipe, to_come)]
     precision = _training.measured_precision(
@@ -223,7 +223,7 @@ def planned_alone(job: Job, task: Task, images: _images.Data) -> dict[str, Any]:
 
 def untrained(job: Job, arch: Architecture) -> StudentNet:
     """Return an untrained network of one architecture."""
-    return _study.Study(job.data, job.file, "", _study.SMOKE, job.recipe, job.work).alone(arch, 0)
+    return _study.Study(job.data, job.file, "", _study.SMOKE, job.first_recipe, job.work).alone(arch, 0)
 
 
 def first_weights(job: Job, task: Task) -> StudentNet:

@@ -8,7 +8,7 @@ from typing import Any
 import _robustness
 import _study
 from _alone import DEVICES
-from _page import METRICS, NAMES, Page, between, label, mark, points, shown
+from _page import METRICS, NAMES, Page, between, label, points, shown
 from _shipped_section import PARTS, minus_cells, not_attacked_yet, not_trained_yet, shipped_minus_others
 
 ROWS = 2 * (2 + len(_study.ALONE))  # of table 1: two students of two supernets, and alone
@@ -77,7 +77,7 @@ def sampling_words(rows: Sequence[Sampling]) -> str:
     better, worse = ([c for c in changes if c["shown"] and (c["mean"] > 0) == wins] for wins in (True, False))
 
     def counted(found: list[dict[str, Any]]) -> str:
-        barely = sum(bool(mark(change)) for change in found)
+        barely = sum(bool(_robustness.mark(change)) for change in found)
         return f"{len(found) or 'none'}{f' ({barely} of them †)' * (barely > 0)}"
 
     return (
@@ -107,7 +107,7 @@ def found_words(rows: Sequence[Alone]) -> str:
     for data, method, _, changes in rows:
         by_data.setdefault(data, {})[method] = changes["pgd20"]
     return "; ".join(
-        f"on {data} " + ("one seed cannot say" if any(c["shown"] is None for c in against.values()) else shown(against))
+        f"on {data} " + ("one seed cannot say" if all(c["shown"] is None for c in against.values()) else shown(against))
         for data, against in by_data.items()
     )
 
@@ -167,9 +167,9 @@ def n_devices(n: int | None) -> str:
 def not_measured_yet(page: Page) -> Iterator[str]:
     """Yield what the page would show, but no file holds yet."""
     yield from left_of_table1([record["results"] for _, record in page.files("table1")])
-    for _, record in page.files("training_step"):
-        if "cuda" not in record["results"]["device"]:
-            yield "A training step on a GPU, in images and floating-point operations a second: there was none."
+    steps = [record["results"]["device"] for _, record in page.files("training_step")]
+    if steps and not any("cuda" in device for device in steps):
+        yield "A training step on a GPU, in images and floating-point operations a second: there was none."
     for _, record in page.files("schedules"):
         for data, found in record["results"]["data"].items():
             yield from left_of_schedules(data, found)
@@ -187,8 +187,12 @@ def left_of_table1(tables: Sequence[dict[str, Any]]) -> Iterator[str]:
     if tables and not any(found["study"]["budget_name"] in ("gpu-30min", "paper") for found in tables):
         yield "Table 1 with networks of full size (`--budget gpu-30min`): there was no GPU."
     for found in tables:
-        if len(found["table"][0]["natural"]["seeds"]) == 1:
+        n_seeds = [len(row["natural"]["seeds"]) for row in found["table"]]
+        if max(n_seeds) == 1:
             yield f"Table 1 on {label(found['study'])}: further seeds than the one."
+        elif min(n_seeds) < max(n_seeds):
+            fewer = sum(n < max(n_seeds) for n in n_seeds)
+            yield f"Table 1 on {label(found['study'])}: some of the {max(n_seeds)} seeds of {fewer} rows."
         if len(found["table"]) < ROWS:
             yield f"Table 1 on {label(found['study'])}: {ROWS - len(found['table'])} of its {ROWS} rows."
 

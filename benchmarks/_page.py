@@ -68,9 +68,9 @@ class Page:
             f"[{name}](../benchmarks/results/{name})</sub>"
         )
 
-    def figure(self, name: str, title: str, draw: Callable[[Any], None], width: float = 5.5) -> None:
+    def figure(self, name: str, title: str, draw: Callable[[Any], None]) -> None:
         """Draw one pair of axes and show it."""
-        figure = Figure(figsize=(width, 4), layout="constrained")
+        figure = Figure(figsize=(5.5, 4), layout="constrained")
         draw(figure.add_subplot())
         path = self.docs / "figures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,10 @@ def settings(study: dict[str, Any]) -> str:
     """Describe a study in a sentence."""
     b, r = study["budget"], study["recipe"]
     seeds = f"Seeds {', '.join(map(str, study['seeds']))}. " if "seeds" in study else ""
-    return f"Budget `{study['budget_name']}`: {training(b, r)}, {study['precision']}. {seeds}Attack: {study['attack']}."
+    devices = [name for name in study.get("trained_on", ()) if name != "cpu"]
+    on = f"Trained on {' + '.join(devices)}. " * bool(devices)
+    how = f"{training(b, r)}, {study['precision']}"
+    return f"Budget `{study['budget_name']}`: {how}. {on}{seeds}Attack: {study['attack']}."
 
 
 def training(budget: dict[str, Any], recipe: dict[str, Any]) -> str:
@@ -120,8 +123,9 @@ def training(budget: dict[str, Any], recipe: dict[str, Any]) -> str:
     )
 
 
-def of_seeds(n: int) -> str:
-    return "One seed" if n == 1 else f"Mean ± standard deviation over {n} seeds"
+def of_seeds(*numbers: int) -> str:
+    """Say over how many seeds figures are means; rows may differ in it."""
+    return "One seed" if max(numbers) == 1 else f"Mean ± standard deviation over {between(numbers, 'd')} seeds"
 
 
 def between(values: Sequence[float], form: str = ".1f") -> str:
@@ -142,7 +146,7 @@ def differences(page: Page, rows: Sequence[Difference], names: dict[str, str]) -
     by_pair: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for pair, metric, found in rows:
         by_pair.setdefault(pair, {})[metric] = found
-    n_seeds = len(rows[0][2]["seeds"])
+    n_seeds = max(len(found["seeds"]) for _, _, found in rows)
     page.add(
         f"{_study.TITLES[_study.PROGRESSIVE]} minus the others, in points"
         + (" ± standard error over the seeds, in bold where shown:" if n_seeds > 1 else ", in one seed:")
@@ -169,20 +173,18 @@ def points(found: dict[str, Any]) -> str:
     if found["standard_error"] is None:
         return text
     text += f" ± {100 * found['standard_error']:.2f}"
-    return f"**{text}**{mark(found)}" if found["shown"] else text
-
-
-def mark(found: dict[str, Any]) -> str:
-    """Return the mark of a difference that is shown, but whose t-interval holds zero."""
-    return " †" if found["shown"] and found["t_interval"][0] <= 0 <= found["t_interval"][1] else ""
+    return f"**{text}**{_robustness.mark(found)}" if found["shown"] else text
 
 
 def shown(against: dict[str, dict[str, Any]]) -> str:
     """Say in words what progressive training is shown to win over and to lose to."""
     groups: dict[str, list[str]] = {}
     for other, found in against.items():
-        word = (
-            "no difference shown from" if not found["shown"] else "better than" if found["mean"] > 0 else "worse than"
-        )
-        groups.setdefault(word, []).append(_study.TITLES[other] + mark(found))
+        if found["shown"] is None:
+            word = "one seed cannot say of"
+        elif not found["shown"]:
+            word = "no difference shown from"
+        else:
+            word = "better than" if found["mean"] > 0 else "worse than"
+        groups.setdefault(word, []).append(_study.TITLES[other] + _robustness.mark(found))
     return "; ".join(f"{word} {' and '.join(others)}" for word, others in groups.items())

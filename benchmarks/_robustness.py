@@ -173,11 +173,18 @@ def autoattack_all(student: StudentNet, images: ArraySource, test: Test, record:
 def survives_autoattack(network: nn.Module, x: Tensor, y: Tensor, test: Test) -> Tensor:
     """Return which images torchattacks' AutoAttack leaves rightly classified; modes and generators stay as they were.
 
+    They are attacked ``batch_size`` at a time: torchattacks gives all that it is given to the network at once.
+
     Raises
     ------
     RuntimeError
         If the attack left the ball or [0, 1]: then its figures mean nothing.
     """
+    batches = zip(x.split(test.batch_size), y.split(test.batch_size), strict=True)
+    return torch.cat([_survives_autoattack(network, *batch, test) for batch in batches])
+
+
+def _survives_autoattack(network: nn.Module, x: Tensor, y: Tensor, test: Test) -> Tensor:
     attack = torchattacks.AutoAttack(
         network, norm="Linf", eps=test.eps, version="standard", n_classes=network.num_classes, seed=test.seed
     )
@@ -256,6 +263,11 @@ def compare(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any
     }
 
 
+def mark(found: dict[str, Any]) -> str:
+    """Return the mark of a difference that is shown, but whose t-interval holds zero."""
+    return " †" if found["shown"] and found["t_interval"][0] <= 0 <= found["t_interval"][1] else ""
+
+
 def verdict(name: str, baseline: str, metric: str, found: dict[str, Any]) -> str:
     """Say in words what a comparison shows."""
     points = 100 * found["mean"]
@@ -264,8 +276,7 @@ def verdict(name: str, baseline: str, metric: str, found: dict[str, Any]) -> str
     figures = f"{points:+.2f} points, standard error {100 * found['standard_error']:.2f}"
     if not found["shown"]:
         return f"{metric}: no difference shown between {name} and {baseline} ({figures})"
-    low, high = found["t_interval"]
-    surely = "" if low > 0 or high < 0 else ", though the t-interval holds zero"
+    surely = ", though the t-interval holds zero" * bool(mark(found))
     winner, loser = (name, baseline) if points > 0 else (baseline, name)
     return f"{metric}: {winner} wins over {loser} ({figures}{surely})"
 

@@ -123,8 +123,13 @@ class Job:
         return dataclasses.replace(BUDGETS[self.name], **(FURTHER_BUDGET[self.name] if self.further else {}))
 
     @property
+    def first_recipe(self) -> Recipe:
+        """Of the first training, and of the networks alone whatever came later."""
+        return RECIPES[self.name]
+
+    @property
     def recipe(self) -> Recipe:
-        return dataclasses.replace(RECIPES[self.name], **(FURTHER_RECIPE if self.further else {}))
+        return dataclasses.replace(self.first_recipe, **(FURTHER_RECIPE if self.further else {}))
 
     @property
     def folder(self) -> Path:

@@ -61,7 +61,8 @@ def how_made(found: dict[str, Any]) -> str:
         )
     return (
         f"{text}. {pack['training_seconds'] / 3600:.2f} hours on {pack['cores']} core{'s' * (pack['cores'] > 1)} and "
-        f"{sum(stage['macs'] for stage in spent.values()):.3g} multiply-accumulates; {pack['n_labels']} labels took "
+        f"{sum(stage['macs'] for stage in spent.values()):.3g} multiply-accumulates; {labelling['steps']:,} "
+        f"labels, the {pack['n_labels']} that are packed and those of earlier weights, took "
         f"{labelling['seconds'] / 3600:.2f} hours and at most {labelling['macs']:.3g} multiply-accumulates more. "
         f"{pack['bytes'] / 1e6:.2f} MB in all."
     )

@@ -54,7 +54,7 @@ TITLES = {
 }
 CANDIDATES = 3  # of a search, which are measured on validation images, and the best taken
 WORK = _record.RESULTS / ".work"
-LIMIT = 0.2  # of the largest student's multiply-accumulates, for the student that is searched
+LIMIT, LEAST = 0.2, 2.0  # the searched student's multiply-accumulates, in those of the largest and of the smallest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +265,10 @@ class Study:
             ended,
         )
 
+    def trainings(self) -> list[Path]:
+        """Return the records of all trainings that have ended."""
+        return [path for path in self.records.glob("seed*.json") if not path.name.endswith("-found.json")]
+
     def _record(self, unit: Unit) -> Path:
         return self.records / f"{unit.slug}.json"
 
@@ -307,15 +311,25 @@ class Study:
         made = AccuracyPredictor(network.space, network.cost, random_state=seed)
         return made.fit(labels.architectures, labels.accuracies)
 
+    @property
+    def limit(self) -> float:
+        """MMACs of a searched student: a fifth of the largest one's, but twice the smallest one's at the least.
+
+        Of Dyn-MobileNetV3 next to no students take less than a fifth.
+        """
+        network = self.network(0)
+        largest, smallest = (network.cost(arch).mmacs for arch in (network.space.largest, network.space.smallest))
+        return max(LIMIT * largest, LEAST * smallest)
+
     def search(self, seed: int, max_flops: float | None = None, known: AccuracyPredictor | None = None) -> SearchResult:
-        """Search the progressive supernet's students; by default under a fifth of the largest one's cost.
+        """Search the progressive supernet's students; by default under `limit`.
 
         What is ``known`` of them is, by default, what the seed's labels teach.
         """
         network = self.network(0)
         if known is None:
             known = self.predictor(seed, self.labelled(seed, self.drawn(self.budget.n_labels, seed)))
-        limit = LIMIT * network.cost(network.space.largest).mmacs if max_flops is None else max_flops
+        limit = self.limit if max_flops is None else max_flops
         return search(
             network.space, known.predict, network.cost, max_flops=limit, seed=seed,
             n_generations=self.budget.n_generations, progress=False,
@@ -347,6 +361,9 @@ class Study:
             "seeds": list(self.budget.seeds),
             "model": self.recipe.model,
             "device": self.device,
+            "trained_on": sorted({json.loads(path.read_text()).get("device", "cpu") for path in self.trainings()}),
+            "n_labels": self.budget.n_labels,
+            "limit_mmacs": self.limit,
             "precision": str(self.precision),
             "attack": self.test.pgd20,
             "autoattack": self.test.title,

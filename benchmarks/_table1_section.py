@@ -30,12 +30,15 @@ PAPER_TABLE = {
 def table1(page: Page) -> None:
     for found, study in page.studies("table1", "## Table 1: students beside networks trained alone"):
         b = study["budget"]
+        n_seeds = [len(row["natural"]["seeds"]) for row in found["table"]]
+        differ = min(n_seeds) < max(n_seeds)
         rows = [
-            [row["which"], _study.TITLES[row["method"]], *(_robustness.with_std(row[m]) for m in METRICS)]
-            for row in found["table"]
-        ]
+            [row["which"], _study.TITLES[row["method"]], *[str(n)] * differ,
+             *(_robustness.with_std(row[m]) for m in METRICS)]
+            for row, n in zip(found["table"], n_seeds, strict=True)
+        ]  # fmt: skip
         names = NAMES | {"autoattack": f"AutoAttack ({b['n_auto']} images)"}
-        page.table(rows, ["student", "trained", *(f"{names[m]}, %" for m in METRICS)])
+        page.table(rows, ["student", "trained", *["seeds"] * differ, *(f"{names[m]}, %" for m in METRICS)])
         page.add(words(found, study))
         if found["comparisons"]:
             differences(
@@ -59,9 +62,10 @@ def words(found: dict[str, Any], study: dict[str, Any]) -> str:
         which: ", ".join(f"{one['mmacs']:.1f} MMACs" for one in archs)
         for which, archs in found["architectures"].items()
     }
-    under = f"; found under a fifth of it: {sizes['found']}" * bool(sizes["found"])
+    under = f"; found by a search under a limit: {sizes['found']}" * bool(sizes["found"])
+    n_seeds = (len(row["natural"]["seeds"]) for row in found["table"])
     return (
-        f"{of_seeds(len(found['table'][0]['natural']['seeds']))}, {b['n_test']:,} test images, AutoAttack on the first "
+        f"{of_seeds(*n_seeds)}, {b['n_test']:,} test images, AutoAttack on the first "
         f"{b['n_auto']} ({study['autoattack']}; not the reference code). Largest: {sizes['largest'].split(', ')[0]}"
         f"{under}. TRADES alone learns from labels for all {b['teacher_epochs'] + b['step_epochs']} epochs; RSLAD and "
         f"both supernets learn from a teacher that had {b['teacher_epochs']}: with so few, that may decide between "

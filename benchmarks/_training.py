@@ -146,7 +146,6 @@ def train(
     *,
     n_calibration: int,
     store: CheckpointStore,
-    n_students: int = 3,
     teacher: nn.Module | None = None,
 ) -> Trainer:
     """Train over stages, from a checkpoint where there is one; validation images choose the best weights."""
@@ -156,9 +155,7 @@ def train(
         data.train,
         calibration_images(data.train, n_calibration, settings.augment),
         settings,
-        validation=Validation(
-            data.validation, AttackSettings("pgd", budget.eps, budget.step_size, 10), n_students=n_students
-        ),
+        validation=Validation(data.validation, AttackSettings("pgd", budget.eps, budget.step_size, 10), n_students=3),
         teacher=copy.deepcopy(teacher),
         store=store,
     )

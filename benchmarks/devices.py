@@ -167,7 +167,6 @@ def compared(once: float, each: float, alone: float, alone_once: float) -> dict[
         "break_even_devices": max(1, devices_for(1.0) or 1) if alone > each else None,
         "devices_for_60": devices_for(CLAIM),
         "ratio": {str(n): ratio(n, alone_once) for n in DEVICES},
-        "ratio_without_teacher": {str(n): ratio(n, 0.0) for n in DEVICES},
     }
 
 

@@ -1,8 +1,8 @@
 """Figure 10: the first and the last generation of the search, as predicted and, for some students, as measured.
 
 The search is for accuracy and robustness under a limit on multiply-accumulates, a fifth of the largest student's unless
-``--max-flops`` says otherwise. Ten students of the first generation that keep the limit and ten of the front, evenly
-over it, are then measured on test images, which the search and its predictor never saw; so for each seed.
+``--max-flops`` says otherwise. Up to ten students of the first generation that keep the limit and up to ten of the
+front, evenly over it, are then measured on test images, which the search and its predictor never saw; so for each seed.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def measure(study: Study, max_flops: float | None) -> dict[str, Any]:
     return {
         **found[0],
         "means": means,
+        "n_measured": {group: [len(one["measured"][group]) for one in found] for group in ("first", "front")},
+        "n_evaluated": [one["n_evaluated"] for one in found],
         "gains": {
             output: _robustness.compare(*(means[group][output]["measured"]["seeds"] for group in ("front", "first")))
             for output in OUTPUTS

@@ -78,7 +78,6 @@ def paired(progressive: np.ndarray, random: np.ndarray) -> dict[str, float]:
     difference = progressive - random
     return {
         "mean_difference": float(difference.mean()),
-        "std_over_students": float(difference.std()),
         "share_better": float((difference > 0).mean()),
         "share_equal": float((difference == 0).mean()),
         "best_minus_best": float(progressive.max() - random.max()),

@@ -42,7 +42,7 @@ from proard_nas.attacks import EPS, STEP_SIZE
 from proard_nas.data import ArraySource
 from proard_nas.evaluation import AttackSettings, Labels, label_students
 from proard_nas.search import AccuracyPredictor, choose_architectures, search
-from proard_nas.search.sampler import first_generation
+from proard_nas.search.drawing import first_generation
 
 WORK = _record.RESULTS / ".work"
 BAR = 0.0073  # the paper's RMSE of natural accuracy; its 0.0072 of robust accuracy is no other bar
@@ -373,7 +373,7 @@ def verdict(row: dict[str, Any], arm: str = "active") -> str:
         return f"{where}: {figures} in one seed: nothing can be concluded"
     if not found["shown"]:
         return f"{where}: no difference shown ({figures})"
-    return f"{where}: {arm if found['mean'] < 0 else 'uniform'} wins ({figures})"
+    return f"{where}: {arm if found['mean'] < 0 else 'uniform'} wins{_robustness.mark(found)} ({figures})"
 
 
 def bar(rows: Sequence[dict[str, Any]], n_labels: int) -> list[str]:

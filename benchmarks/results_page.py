@@ -125,11 +125,11 @@ def devices(page: Page) -> None:
         ]  # fmt: skip
         parts = ["supernet, once", "each device", "RSLAD's teacher, once", "each RSLAD"]
         page.table(rows, ["", *parts, "break-even devices", "devices for 60x", "ratio at 50 devices"])
-        page.add(device_words(found, study["budget"]))
+        page.add(device_words(found, study["budget"], study["n_labels"]))
         page.figure(f"devices_{slug(study)}", "Cost against devices", lambda ax, c=costs: draw_devices(ax, c))
 
 
-def device_words(found: dict[str, Any], budget: dict[str, Any]) -> str:
+def device_words(found: dict[str, Any], budget: dict[str, Any], n_labels: int) -> str:
     """Say what the table of costs shows, what is counted in it, and what the paper says."""
     measured, paper = list(found["measured"].values()), list((found["paper"] or {}).values())
     macs, seconds = ([one[unit]["ratio"]["50"] for one in measured] for unit in ("macs", "seconds"))
@@ -140,9 +140,9 @@ def device_words(found: dict[str, Any], budget: dict[str, Any]) -> str:
         f"chooses from, cost {between(macs)} times less in multiply-accumulates than a teacher and 50 RSLAD trainings "
         f"from it, {between(seconds)} times in seconds. "
         f"{'Means over ' * (n_seeds > 1)}{n_seeds} seed{'s' * (n_seeds > 1)}. The supernet's part holds its teacher, "
-        "steps and labels, whose multiply-accumulates are an upper bound; the networks alone share one teacher, "
-        f"counted once, and are trained for {epochs} epochs each. Break-even is the number of devices from which the "
-        "supernet is cheaper; never says that a device takes more than a sixtieth of a training."
+        f"steps and {n_labels} labels, whose multiply-accumulates are an upper bound; the networks alone share one "
+        f"teacher, counted once, and are trained for {epochs} epochs each. Break-even is the number of devices from "
+        "which the supernet is cheaper; never says that a device takes more than a sixtieth of a training."
     )
     if paper:
         text += (
@@ -218,11 +218,12 @@ def generations(page: Page) -> None:
         gains = ", ".join(f"{output.replace('_', ' ')} {points(one)}" for output, one in found["gains"].items())
         page.add(
             f"{of_seeds(len(found['gains']['robust_accuracy']['seeds']))}. Under {found['max_mmacs']:.1f} MMACs, "
-            f"{found['n_evaluated']:,} students looked at in {found['n_generations']} generations. Ten of the front "
-            "minus ten of the first generation that keep the limit, in points ± standard error over the seeds, bold "
-            f"where shown: measured {gains} on {found['n_images']} test images; predicted "
-            f"{', '.join(predicted_gains(found['means']))} on the {study['budget']['n_val']} validation images that "
-            "the predictor's labels are of. The figure shows predictions."
+            f"{between(found['n_evaluated'], ',')} students looked at in {found['n_generations']} generations. "
+            f"{between(found['n_measured']['front'], 'd')} of the front minus "
+            f"{between(found['n_measured']['first'], 'd')} of the first generation that keep the limit, in points ± "
+            f"standard error over the seeds, bold where shown: measured {gains} on {found['n_images']} test images; "
+            f"predicted {', '.join(predicted_gains(found['means']))} on the {study['budget']['n_val']} validation "
+            "images that the predictor's labels are of. The figure shows predictions."
         )
         title = "Generations, first seed"
         page.figure(f"generations_{slug(study)}", title, lambda ax, f=found: draw_generations(ax, f))

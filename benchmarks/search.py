@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import _record
+import _robustness
 import numpy as np
 import optuna
 import timm
@@ -268,8 +269,8 @@ def measure_random(budget: Budget, seed: int) -> dict[str, Any]:
             ratios = [row["search"] / row["random"] if row["random"] else None for row in rows]
             found[f"{model}, limit {'none' if limit is None else f'{limit:.4g} MMACs'}"] = {
                 "max_flops": limit,
-                "search": spread_of([row["search"] for row in rows]),
-                "random": spread_of([row["random"] for row in rows]),
+                "search": _robustness.spread([row["search"] for row in rows]),
+                "random": _robustness.spread([row["random"] for row in rows]),
                 "wins": sum(row["search"] > row["random"] for row in rows),
                 "ratios": ratios,
                 "seeds": rows,
@@ -290,10 +291,6 @@ def _against_random(
         "predictions": result.n_evaluated,
         "random_feasible": len(kept),
     }
-
-
-def spread_of(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
 
 
 class Enumerated:
@@ -419,7 +416,7 @@ def measure_warm_start(budget: Budget, seed: int) -> dict[str, Any]:
             starts = {"none": [], "labelled": best_labelled(problem, limit, budget.population_size // 5)}
             for n in sorted({max(1, budget.n_generations // part) for part in (20, 5, 1)}):
                 rows = {
-                    name: spread_of(
+                    name: _robustness.spread(
                         [
                             hypervolume(
                                 front_points(

@@ -319,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     results: dict[str, Any] = {
         "data": data,
         "budget": dataclasses.asdict(job.budget),
-        "recipe": dataclasses.asdict(job.recipe),
+        "recipe": dataclasses.asdict(job.first_recipe),
         "measurement": job.measurement,
     }
     for part in PARTS:

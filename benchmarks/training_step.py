@@ -493,7 +493,14 @@ def table(results: Mapping[str, Any]) -> str:
                 ]
                 rows.append([model, name, r["what"], r["against"], *times, r["ratio"], r["bar"]])
     header = ["supernet", "measure", "what", "against", "what, s", "against, s", "ratio", "bar"]
-    return tabulate(rows, header, floatfmt=".3f")
+    text = tabulate(rows, header, floatfmt=".3f")
+    rates = [
+        [model, precision, row["images_per_s"], row["tflops"], row["share_of_matmul"]]
+        for model, measures in results.items()
+        for precision, row in measures.get("throughput", {}).get("precisions", {}).items()
+    ]
+    header = ["supernet", "precision", "images a second", "TFLOP/s", "of a matrix product's"]
+    return text + f"\n\n{tabulate(rates, header, floatfmt='.3g')}" * bool(rates)
 
 
 def measured(model: str, wanted: Sequence[str], device: torch.device, first: bool) -> list[str]:
@@ -515,7 +522,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="torch's own number otherwise; 1 is steadier on a shared machine")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=_record.RESULTS / "training_step.json")
+    parser.add_argument("--out", help="default: benchmarks/results/training_step.json, on CUDA training_step_cuda.json")
     parser.add_argument("--allocator", choices=("keep", "default"), default="keep", help="of memory: see _record.py")
     parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -528,6 +535,7 @@ def main() -> None:
         # Threads that wait for each other take longer than a tiny network, or many times a step on a busy machine.
         torch.set_num_threads(args.threads or 1)
     started, device = time.time(), torch.device(args.device)
+    out = args.out or _record.RESULTS / f"training_step{'_cuda' * (device.type == 'cuda')}.json"
     batches = QUICK if args.quick else BATCHES
     models, repeats = args.models or list(batches), 1 if args.quick else args.repeats
     results: dict[str, Any] = {}
@@ -540,7 +548,7 @@ def main() -> None:
                 bar = "" if r["bar"] is None else f" (bar {r['bar']})"
                 print(f"{model}, {name}: {r['what']} over {r['against']} {r['ratio']:.3f}{bar}", flush=True)
             settings = {"repeats": repeats, "device": str(device), "precision": str(FAST)}
-            path = _record.save(args.out, {**settings, "supernets": results}, args.seed, started)
+            path = _record.save(out, {**settings, "supernets": results}, args.seed, started)
         del library
     print(table({model: {k: v for k, v in found.items() if k != "batch"} for model, found in results.items()}))
     print("wrote", path)

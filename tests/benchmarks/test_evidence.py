@@ -76,9 +76,9 @@ def test_figures_fit_each_other(results: tuple[Path, dict[str, Any]], scripts: d
     for row in found["table1"]["rows"]:
         assert row["pgd20"] <= row["natural"] and row["autoattack"] <= row["pgd20_few"] <= row["natural_few"]
     assert {row["method"] for row in found["table1"]["table"]} == {"paper", "random", "trades", "rslad", "natural"}
-    limit = scripts["_study"].LIMIT
+    limit = found["table1"]["study"]["limit_mmacs"]
     sizes = {k: [one["mmacs"] for one in v] for k, v in found["table1"]["architectures"].items()}
-    assert all(small <= limit * large for small, large in zip(sizes["found"], sizes["largest"], strict=True))
+    assert limit == pytest.approx(sizes["largest"][0] / 5) and all(small <= limit for small in sizes["found"])
     assert [row["student"] for row in found["widths"]["students"]] == ["W = 0.5", "W = 0.75", "W = 1"]
     robust, by_seed = found["predicted"]["outputs"]["robust_accuracy"], found["predicted"]["by_seed"]["robust_accuracy"]
     assert len(robust["measured"]) == 6 and by_seed["rmse"]["seeds"][0] == robust["rmse"]
@@ -91,6 +91,7 @@ def test_figures_fit_each_other(results: tuple[Path, dict[str, Any]], scripts: d
     gain = found["generations"]["gains"]["robust_accuracy"]
     assert len(gain["seeds"]) == 2 and gain["mean"] == pytest.approx(np.mean(gain["seeds"]))
     assert gain["seeds"][0] == pytest.approx(np.mean(measured["front"]) - np.mean(measured["first"]))
+    assert [counts[0] for counts in found["generations"]["n_measured"].values()] == list(map(len, measured.values()))
 
 
 @pytest.mark.slow
@@ -242,6 +243,33 @@ def test_the_page_says_what_is_not_measured_yet(scripts: dict[str, ModuleType], 
     assert said([0, 1, 2], [0, 1, 2], "cuda:0") == []
     step, auto, norm = said([0], [0], "cpu")
     assert "on a GPU" in step and "AutoAttack on 2 of the 3 students" in auto and "further seeds" in norm
+
+
+def test_rows_of_fewer_seeds_are_said_to_be_of_fewer(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    page, answers, compare = scripts["_page"], scripts["_answers"], scripts["_robustness"].compare
+    assert page.of_seeds(1, 1) == "One seed"
+    assert page.of_seeds(1, 2, 2) == "Mean ± standard deviation over 1 to 2 seeds"
+    changes = {"trades": compare([0.1], [0.2]), "rslad": compare([0.1, 0.2], [0.1, 0.2])}
+    words = "one seed cannot say of TRADES, alone; no difference shown from RSLAD, alone"
+    assert page.shown(changes) == words
+    rows = [("digits", method, 80, {"pgd20": change}) for method, change in changes.items()]
+    assert answers.found_words(rows) == f"on digits {words}"
+    assert answers.found_words(rows[:1]) == "on digits one seed cannot say"
+    study = {"data": "digits", "budget_name": "paper", "model": "net"}
+    table = [{"natural": {"seeds": [0.1] * n}} for n in (2, 2, 1)]
+    (seeds, rows_left) = answers.left_of_table1([{"study": study, "table": table}])
+    assert seeds.endswith("some of the 2 seeds of 1 rows.") and rows_left.endswith("7 of its 10 rows.")
+
+
+def test_the_searched_students_limit_leaves_students_under_it(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    study = scripts["_study"]
+
+    def limit(model: str) -> float:
+        argv = [*SMOKE, "--work", str(tmp_path / model), "--model", model, "--device", "cpu"]
+        return study.opened(study.parser("", "x").parse_args(argv)).limit
+
+    assert limit("proard_dyn_mobilenetv3") == pytest.approx(2 * 35.3, rel=0.01)  # a fifth of 179.7 is next to nothing
+    assert limit("proard_dyn_resnet_small") == pytest.approx(49.388 / 5)
 
 
 def test_the_front_of_a_population_is_what_no_student_beats_in_both(scripts: dict[str, ModuleType]) -> None:

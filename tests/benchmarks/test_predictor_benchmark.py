@@ -77,7 +77,7 @@ def test_rows_are_averaged_over_seeds_and_compared_seed_by_seed(benchmark_module
     for row in compared:
         assert row["uniform"]["mean"] == pytest.approx(0.03)
         assert row["active - uniform"]["mean"] == pytest.approx(-0.015)
-        assert "active wins" in benchmark_module.verdict(row)
+        assert "active wins † (RMSE" in benchmark_module.verdict(row)
         assert "no difference shown" in benchmark_module.verdict(row, "mixed")
     assert benchmark_module.bar(rows, 30)[0].endswith("above 0.0073")
 

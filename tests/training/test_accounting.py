@@ -32,14 +32,14 @@ def test_spent_adds_up_and_an_unknown_energy_stays_unknown():
 
 
 def test_a_measurement_counts_its_block_only(tmp_path):
-    ledger = Ledger()
+    ledger, start = Ledger(), time.perf_counter()
     with ledger.measure("teacher", "cpu", FakeMeter(100.0, 130.0)) as measurement:
         measurement.add(macs=5.0, images=4, steps=1)
         measurement.add(macs=5.0, images=4, steps=1)
         time.sleep(0.05)
     spent = ledger.entries["teacher"]
     assert (spent.macs, spent.images, spent.steps, spent.energy_joules, spent.device) == (10.0, 8, 2, 30.0, "cpu")
-    assert 0.05 <= spent.seconds < 2
+    assert 0.05 <= spent.seconds <= time.perf_counter() - start
 
 
 def test_a_block_that_fails_is_counted_too():
@@ -52,7 +52,7 @@ def test_a_block_that_fails_is_counted_too():
 
 
 def test_an_open_measurement_is_saved_up_to_now_and_counted_once():
-    ledger = Ledger()
+    ledger, start = Ledger(), time.perf_counter()
     with ledger.measure("teacher", "cpu", FakeMeter(0.0, 10.0, 15.0, 40.0)):
         time.sleep(0.03)
         saved = ledger.to_dict()["teacher"]
@@ -60,7 +60,7 @@ def test_an_open_measurement_is_saved_up_to_now_and_counted_once():
         assert ledger.total.energy_joules == 15.0
         time.sleep(0.03)
     spent = ledger.entries["teacher"]
-    assert spent.energy_joules == 40.0 and 0.06 <= spent.seconds < 2
+    assert spent.energy_joules == 40.0 and 0.06 <= spent.seconds <= time.perf_counter() - start
 
 
 def test_a_long_block_reads_the_counter_on_the_way(monkeypatch):
