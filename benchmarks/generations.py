@@ -1,6 +1,6 @@
 """Figure 10: the first and the last generation of the search, as predicted and, for some students, as measured.
 
-The search is for accuracy and robustness under a limit on multiply-accumulates, a fifth of the largest student's unless
+The search is for accuracy and robustness under a limit on multiply-accumulates, that of the other scripts unless
 ``--max-flops`` says otherwise. Up to ten students of the first generation that keep the limit and up to ten of the
 front, evenly over it, are then measured on test images, which the search and its predictor never saw; so for each seed.
 """

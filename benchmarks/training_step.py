@@ -39,6 +39,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import proard_nas  # noqa: F401  (registers the networks)
 from proard_nas.attacks import divergence, inner_attack
 from proard_nas.data import ArraySource
+from proard_nas.evaluation import calibrate
 from proard_nas.training import (
     CANDIDATES,
     AttackBudget,
@@ -73,10 +74,10 @@ class Library:
         self.device, self.name = device, name
         self.net = timm.create_model(name, num_classes=10).to(device).train()
         FAST.prepare(self.net)
-        self.teacher = self.net.extract(self.net.space.largest)
-        FAST.prepare(self.teacher)
         x = torch.rand(batch, self.net.in_chans, *self.net.cfg.img_size)
         self.x = FAST.images(x.to(device))
+        self.teacher = calibrate(self.net.extract(self.net.space.largest), self.x)
+        FAST.prepare(self.teacher)
         self.y = torch.randint(10, (batch,)).to(device)
         settings = TrainSettings(batch, budget=AttackBudget(), precision=FAST, progress=False)
         source = ArraySource(self.x, self.y)

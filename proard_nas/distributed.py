@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 _groups = itertools.count()
 
@@ -52,6 +51,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
+    from torch.distributed.rendezvous import rendezvous  # which not every build of torch has
+
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # A group that is gone leaves its addresses in torchrun's store, where the next would read them.

@@ -865,6 +865,7 @@ def test_more_classes_than_the_labels_type_can_count_are_numbered_rightly():
     _, classes = encode_labels(y, 300)
     assert classes.tolist() == list(range(300))
     assert encode_known_labels(y, classes).tolist() == [0, 1, 43]
+    assert encode_labels(y.astype(np.int8), 100)[1].dtype == np.int8
 
 
 def test_arrays_beside_named_classes_have_names_or_numbers_as_labels():

@@ -22,7 +22,7 @@ from sklearn.utils import check_random_state
 
 from proard_nas import ProARDEstimator
 from proard_nas._describing import described
-from proard_nas.evaluation import population
+from proard_nas.evaluation import UncalibratedError, calibrate, population
 from proard_nas.training import Stage, Trainer
 
 SMALL = {
@@ -415,7 +415,9 @@ def test_a_teacher_by_name_of_other_channels_is_refused(digits, monkeypatch, tmp
 def test_a_network_of_ours_as_teacher_is_taken_as_it_is(digits, tmp_path, monkeypatch):
     torch.manual_seed(0)
     own = timm.create_model("proard_resnet_tiny", num_classes=10, norm_mean=(0.3,), norm_std=(0.1,)).eval()
-    own.save(tmp_path / "own")
+    with pytest.raises(UncalibratedError, match="the teacher's batch norm statistics"):
+        ProARDEstimator(**SMALL, teacher=own).fit(*digits)
+    calibrate(own, torch.from_numpy(digits[0])).save(tmp_path / "own")
     teachers = []
     monkeypatch.setattr(Trainer, "run", lambda self, stages: teachers.append(self.teacher) or 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -70,7 +70,9 @@ def _size_for(estimator: ProARDEstimator, data: str) -> tuple[int, int] | None:
     """Return the size to which pictures are brought: that which the network was made for; None: they have one."""
     from timm.models import get_pretrained_cfg
 
-    cfg = None if Path(data).is_file() or data.lower().startswith("torch/") else get_pretrained_cfg(estimator.model)
+    path = Path(data)
+    sized = path.is_file() or (data.lower().startswith("torch/") and not path.exists())
+    cfg = None if sized else get_pretrained_cfg(estimator.model)
     return None if cfg is None else cfg.input_size[1:]
 
 

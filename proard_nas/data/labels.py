@@ -42,7 +42,8 @@ def encode_labels(
     distinct, codes = np.unique(labels, return_inverse=True)
     check_several_classes(distinct.tolist())
     if num_classes is not None and _are_codes(labels, num_classes):
-        dtype = np.promote_types(labels.dtype, np.min_scalar_type(num_classes - 1))
+        fits = num_classes - 1 <= np.iinfo(labels.dtype).max
+        dtype = labels.dtype if fits else np.promote_types(labels.dtype, np.min_scalar_type(num_classes - 1))
         return labels.astype(np.int64), np.arange(num_classes, dtype=dtype)
     if num_classes in (None, len(distinct)):
         return codes.astype(np.int64), distinct

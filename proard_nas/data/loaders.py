@@ -185,8 +185,10 @@ class _ShardedBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         torch.empty((), dtype=torch.int64).random_(generator=self._generator)  # what a DataLoader draws for its workers
-        parts = (batch[self._rank :: self._size] for batch in self._batches)
-        return (part for part in parts if part)
+        for batch in self._batches:
+            part = batch[self._rank :: self._size]
+            if part:
+                yield part
 
 
 class LoaderSource:

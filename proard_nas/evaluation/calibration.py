@@ -217,18 +217,18 @@ def even_chunks(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     return images.tensor_split(-(-len(images) // batch_size))
 
 
-def require_calibrated_students(network: nn.Module) -> None:
+def require_calibrated_students(network: nn.Module, what: str = "this network") -> None:
     """Raise `UncalibratedError` if a network is a student without statistics of its own, or wraps one."""
     for module in network.modules():
         if isinstance(module, StudentNet):
-            require_calibrated(module)
+            require_calibrated(module, what)
 
 
-def require_calibrated(network: nn.Module) -> None:
+def require_calibrated(network: nn.Module, what: str = "this network") -> None:
     """Raise `UncalibratedError` unless every batch norm of a network has statistics of its own."""
     statistics = network.active_statistics if isinstance(network, Supernet) else statistics_of(network)
     if not has_seen_images(statistics):
         raise UncalibratedError(
-            "this network's batch norm statistics have not been computed for it: calibrate it on training images "
+            f"{what}'s batch norm statistics have not been computed for it: calibrate it on training images "
             "first (proard_nas.evaluation.calibrate), as ProARDEstimator and SearchResult.extract do"
         )

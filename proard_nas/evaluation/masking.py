@@ -138,7 +138,7 @@ def check_gradient_masking(
         )
     require_calibrated_students(network)
     if surrogate is not None:
-        require_calibrated_students(surrogate)
+        require_calibrated_students(surrogate, "the surrogate")
     check_source(source)
     if len(source) == 0:
         raise ValueError(NO_IMAGE)

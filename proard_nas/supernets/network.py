@@ -290,8 +290,9 @@ class StudentNet(nn.Module):
         self.head.reset(self.num_classes, global_pool)
         self.get_classifier().to(device=like.device, dtype=like.dtype)
         for name in ("pretrained_cfg", "default_cfg"):
-            cfg = {k: v for k, v in getattr(self, name).items() if k not in ("label_names", "label_descriptions")}
-            setattr(self, name, cfg)
+            if hasattr(self, name):  # which timm's builder sets
+                known = getattr(self, name).items()
+                setattr(self, name, {k: v for k, v in known if k not in ("label_names", "label_descriptions")})
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the unpooled features, shape (N, num_features, H', W'), of images in [0, 1]."""

@@ -142,7 +142,7 @@ def make_schedule(
             if given != default:
                 raise ValueError(
                     f"{name}={given!r} is of a named schedule, but the schedule is a list of stages, which have their "
-                    f"own; allowed: a name, one of {', '.join(map(repr, SCHEDULES))}, or no {name}"
+                    f"own; allowed: a name, one of {', '.join(map(repr, SCHEDULES))}, or {name}={default!r}"
                 )
         return stages
     if schedule not in SCHEDULES:

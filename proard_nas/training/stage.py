@@ -117,6 +117,7 @@ class Stage:
             self._set(name, tuple(getattr(self, name)))
         self._set("choices", _pairs(self.name, self.choices))
         self._check_names()
+        self._to_numbers()
         self._check_numbers()
 
     def _set(self, name: str, value: Any) -> None:
@@ -143,11 +144,18 @@ class Stage:
         for dimension in (*self.elastic, *self.sort_channels):
             check_name("dimension", dimension, DIMENSIONS)
 
+    def _to_numbers(self) -> None:
+        """Turn numbers into Python's own, and raise ValueError for what is none."""
+        start = f"stage {self.name!r}: "
+        for name, least in (("epochs", 0), ("students_per_step", 0), ("attack_steps", 1)):
+            if getattr(self, name) is not None or name != "attack_steps":
+                self._set(name, whole_number(start + name, getattr(self, name), least))
+        for name in ("lr", "warmup", "drop_rate", "weight_decay"):
+            if getattr(self, name) is not None or name != "weight_decay":
+                self._set(name, finite_number(start + name, getattr(self, name)))
+        self._set("anneal", tuple(finite_number(f"{start}anneal", one) for one in self.anneal))
+
     def _check_numbers(self) -> None:
-        for name in ("epochs", "students_per_step"):
-            self._set(name, whole_number(f"stage {self.name!r}: {name}", getattr(self, name), 0))
-        for name in ("lr", "warmup", "drop_rate"):
-            self._set(name, finite_number(f"stage {self.name!r}: {name}", getattr(self, name)))
         if self.epochs < 1 or self.students_per_step < 1:
             raise ValueError(
                 f"stage {self.name!r} needs at least one epoch and one student in each step; "
@@ -169,9 +177,7 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r} goes on along a cosine, so it has no warm-up; got warmup={self.warmup}"
             )
-        if self.attack_steps is not None:
-            self._set("attack_steps", whole_number(f"stage {self.name!r}: attack_steps", self.attack_steps, 1))
-        if self.weight_decay is not None and not self.weight_decay >= 0:
+        if self.weight_decay is not None and self.weight_decay < 0:
             raise ValueError(f"stage {self.name!r} needs a weight_decay that is not negative, got {self.weight_decay}")
 
     def space(self, space: SearchSpace) -> SearchSpace:

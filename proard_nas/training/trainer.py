@@ -76,7 +76,9 @@ class Trainer:
         If the network, the source or the calibration images are of another type.
     ValueError
         If the source has fewer than two images or, where it is an `ArraySource`, labels that the network has no logit
-        for.
+        for; or a supernet runs another student than its largest.
+    UncalibratedError
+        If the teacher is, or wraps, a student without batch norm statistics of its own.
 
     Attributes
     ----------
@@ -111,7 +113,7 @@ class Trainer:
         self.device = next(network.parameters()).device
         self.runner = StepRunner(network, settings.precision, settings.compile_teacher)
         if teacher is not None:
-            require_calibrated_students(teacher)
+            require_calibrated_students(teacher, "the teacher")
         self.runner.teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
         self.keeper = Keeper(network, self.runner, settings.ema_decay, store, settings.checkpoint_seconds)
         self.updater = Updater(self.runner, self.keeper, settings)

@@ -514,7 +514,8 @@ def make_source(kind, n):
         return ArraySource(x, y)
     if kind == "loader":
         return LoaderSource([(x[i : i + 5], y[i : i + 5]) for i in range(0, n, 5)])
-    return DatasetSource(TensorDataset(x, y), {"batch_size": 5} if kind == "dataset of a loader" else None)
+    settings = {"dataset": None, "dataset of a loader": {"batch_size": 5}, "dataset with workers": {"num_workers": 1}}
+    return DatasetSource(TensorDataset(x, y), settings[kind])
 
 
 @pytest.mark.parametrize("kind", ["arrays", "dataset", "dataset of a loader", "loader"])
@@ -535,6 +536,10 @@ def test_together_processes_see_each_image_once_in_the_order_of_one(kind, n, siz
             assert y.tolist() == [number % 3 for number in numbers]
             joined |= {rank + size * i: number for i, number in enumerate(numbers)}
         assert [joined[i] for i in range(len(expected))] == expected
+
+
+def test_so_they_do_with_workers():
+    test_together_processes_see_each_image_once_in_the_order_of_one("dataset with workers", 23, 2)
 
 
 def test_another_epoch_has_another_order():

@@ -645,6 +645,20 @@ def test_a_larger_teacher_is_counted_at_its_own_price():
     assert frozen == 24 * (10 * large + small) and live == 24 * (1 + 2 * 2 + 2 * 3) * large  # TRADES
 
 
+def test_each_process_has_dropout_of_its_own(monkeypatch):
+    def gradient(rank, rate):
+        net = supernet()
+        net.head.drop.p = rate
+        monkeypatch.setattr("proard_nas.distributed.rank", lambda: rank)
+        monkeypatch.setattr("proard_nas.distributed.world_size", lambda: 2)
+        StepRunner(net, Precision()).gradients(job(net), *images())
+        return net.get_classifier().weight.grad
+
+    assert torch.equal(gradient(0, 0.0), gradient(1, 0.0))
+    assert torch.equal(gradient(1, 0.5), gradient(1, 0.5))
+    assert not torch.equal(gradient(0, 0.5), gradient(1, 0.5))
+
+
 # -- precision and compilation ----------------------------------------------------------------
 
 

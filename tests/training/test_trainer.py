@@ -113,6 +113,7 @@ def test_a_teacher_without_statistics_is_not_learned_from(source):
 def test_numbers_of_numpy_are_recorded_as_pythons_own():
     numbers = {"epochs": 2, "lr": 0.5, "students_per_step": 3, "attack_steps": 4}
     given = {name: np.float32(n) if name == "lr" else np.int64(n) for name, n in numbers.items()}
+    given |= {"weight_decay": np.float32(0.5), "anneal": (np.float32(0), np.float64(1))}
     assert numbers.items() <= json.loads(json.dumps(Stage("s", loss="trades", **given).to_dict())).items()
     budget = AttackBudget(np.float32(0.5), np.float32(0.25), np.int64(2))
     assert json.loads(json.dumps(dataclasses.asdict(budget)))["steps"] == 2
