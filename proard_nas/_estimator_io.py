@@ -222,6 +222,7 @@ def _facts(estimator: ProARDEstimator) -> dict[str, Any]:
     return {
         **{name: network.metadata[name] for name in known if name in network.metadata},
         "model": estimator.training_["supernet"],
+        "smallest_mmacs": network.cost(network.space.smallest, estimator.image_size_).mmacs,
         "largest_mmacs": network.cost(network.space.largest, estimator.image_size_).mmacs,
         "n_labels": len(estimator.labels_),
         "n_images": len(estimator.calibration_images_),

@@ -84,6 +84,8 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
         in_chans=(estimator.model_args or {}).get("in_chans"),
     )
     _check_same_data(data)
+    if earlier is not None and val_loader is None:
+        _warm_start.warn_of_other_images(estimator, data.val)
     supernet = _build_supernet(estimator, data, seed, earlier is not None)
     stages = stages_of(estimator, supernet)
     _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
@@ -344,7 +346,9 @@ def _train(
     for name in ("labels_", "predictor_", "predictor_score_", "_val"):  # of the supernet before
         estimator.__dict__.pop(name, None)
     estimator.supernet_, estimator.events_, estimator.spent_ = supernet, trainer.events, trainer.ledger
-    estimator.history_, estimator.training_ = trainer.history, training_facts(estimator, stages)
+    trained = {record["stage"] for record in trainer.history} | {stages[0].name}
+    estimator.history_ = trainer.history
+    estimator.training_ = training_facts(estimator, [stage for stage in stages if stage.name in trained])
     if earlier is not None:
         _warm_start.put_before(estimator, earlier)
     if trainer.interrupted is not None:

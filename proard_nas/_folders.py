@@ -56,6 +56,7 @@ def whole_folder(folder: Folder, mark: str, names: Collection[str]) -> Iterator[
         with _parents(target.parent), _removed_on_failure(temporary):
             temporary.mkdir()
             yield temporary
+            _sync_all(temporary)
             _take_place(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -67,13 +68,18 @@ def check_replaceable(target: Path, mark: str, names: Collection[str]) -> None:
     if not os.path.lexists(target):
         return
     try:
-        found = sorted(path.name for path in target.iterdir())
+        found = sorted(path.name for path in target.iterdir() if not is_left_by_system(path.name))
     except NotADirectoryError:
         raise FileExistsError(f"{target} exists and is a file; give another folder") from None
     others = [name for name in found if name not in names]
     if found and (mark not in found or others):
         what = f"{others[0]!r}" if others else f"no {mark}"
         raise FileExistsError(f"{target} exists and holds something else ({what}); give another folder")
+
+
+def is_left_by_system(name: str) -> bool:
+    """Return whether a file is one that macOS or Windows puts into folders that are looked at."""
+    return name in (".DS_Store", "Thumbs.db", "desktop.ini") or name.startswith("._")
 
 
 @contextlib.contextmanager
@@ -97,6 +103,17 @@ def _removed_on_failure(folder: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _sync_all(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk, and that they are there."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds before it
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def _take_place(new: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -166,11 +167,17 @@ def _measured(
     """Return the labels with those of further students; what an earlier run spent on these is counted, too."""
     supernet = estimator.supernet_
     before = distributed.from_main(_seconds_on_record(record, architectures))  # nobody adds to it before all know it
-    with estimator.spent_.measure("labelling", estimator.device_) as spent:
-        # Without work, only so that the energy's counter is read on the way: it wraps.
-        new = _label_students(estimator, architectures, val, record, on_label=lambda label: spent.add())
-        macs = expected_macs(estimator, supernet, len(new), len(val))
-        spent.add(macs=macs, images=len(new) * len(val), steps=len(new))
+    counted = copy.deepcopy(estimator.spent_)
+    try:
+        with estimator.spent_.measure("labelling", estimator.device_) as spent:
+            # Without work, only so that the energy's counter is read on the way: it wraps.
+            new = _label_students(estimator, architectures, val, record, on_label=lambda label: spent.add())
+            macs = expected_macs(estimator, supernet, len(new), len(val))
+            spent.add(macs=macs, images=len(new) * len(val), steps=len(new))
+    except BaseException:
+        if record is not None:  # whose seconds the call that goes on from it counts
+            estimator.spent_ = counted
+        raise
     if before:
         workers = joblib.effective_n_jobs(estimator.n_jobs) * distributed.world_size()
         estimator.spent_.entries["labelling"].add(seconds=before / workers, energy_joules=None)

@@ -12,6 +12,7 @@ from ._labelling import check_validation, known_or_measured
 from ._numbers import whole_number
 from ._random import derive_seed
 from .evaluation import Label
+from .evaluation.population import checksum
 from .search.candidate import ACCURACIES
 from .search.objectives import front_of
 from .supernets import Architecture
@@ -48,7 +49,7 @@ def search(
         **constraints,
     )
     population = [(student.natural_accuracy, student.robust_accuracy, student.mmacs) for student in labelled]
-    weights = estimator.labels_.settings.get("weights")
+    weights = checksum(estimator.supernet_)
     result = dataclasses.replace(result, extractor=estimator.extract, population=population, weights=weights)
     return verified(estimator, result, verify) if verify else result
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import distributed
 from ._describing import digest
-from .data import DataSummary
+from .data import ArraySource, DataSummary, Source
+from .evaluation.population import IMAGES, images_checksum
 from .supernets import Supernet
 from .training import Ledger
 
 if TYPE_CHECKING:
     from .estimator import ProARDEstimator
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +44,8 @@ def before(estimator: ProARDEstimator, folder: Path | None) -> Before | None:
 def check_same(estimator: ProARDEstimator, wanted: Supernet, summary: DataSummary) -> None:
     """Raise ValueError if an estimator's supernet is not the one wanted now, or is of other data."""
     network = estimator.supernet_
-    if type(wanted) is not type(network) or wanted.space != network.space:
+    networks = [(type(n), n.cfg, n.space, n.head.global_pool.pool_type) for n in (wanted, network)]
+    if networks[0] != networks[1]:
         raise ValueError(
             f"warm_start goes on from another supernet than model={estimator.model!r} with "
             f"model_args={estimator.model_args!r}; allowed: those of the earlier fit, or warm_start=False"
@@ -49,6 +56,16 @@ def check_same(estimator: ProARDEstimator, wanted: Supernet, summary: DataSummar
     ):
         if now != earlier:
             raise ValueError(f"warm_start goes on from a supernet of {name} {earlier}; the data has {now}")
+
+
+def warn_of_other_images(estimator: ProARDEstimator, val: Source) -> None:
+    """Warn where `fit` has split off other images than before: of the same data, some may have been trained on."""
+    known = estimator.labels_.settings.get(IMAGES) if hasattr(estimator, "labels_") else None
+    if known is not None and isinstance(val, ArraySource) and images_checksum(val) != known and distributed.is_main():
+        logger.warning(
+            "the images held out now are not those of the earlier fit: if the data are the same, some may have been "
+            "trained on, and accuracies on them are too high; give the same val_fraction, or val_loader"
+        )
 
 
 def put_before(estimator: ProARDEstimator, earlier: Before) -> None:

@@ -21,6 +21,7 @@ from .attacks import ATTACKS, EPS, ITERATED, STEP_SIZE, warn_if_short
 from .data import Source
 from .evaluation import AttackSettings, Evaluation, Label, calibrate, evaluate
 from .evaluation.accuracy import all_logits
+from .evaluation.population import checksum
 from .supernets import Architecture, StudentNet
 from .training import AttackBudget, Stage
 
@@ -427,7 +428,8 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
             "num_classes": len(self.classes_),
             "label_names": [str(c) for c in self.classes_],
         }
-        student.metadata = {"seed": self.seed_, "training": {**self.training_, "n_images": self.n_train_}}
+        training = {**self.training_, "n_images": self.n_train_}
+        student.metadata = {"seed": self.seed_, "training": training, "supernet_weights": checksum(self.supernet_)}
         return calibrate(student.to(memory_format=torch.contiguous_format), self.calibration_images_).eval()
 
     # -- prediction with the largest student --------------------------------------------------
@@ -590,7 +592,9 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         """
         from . import _shipped
 
-        return cls.load(_shipped.folder(model), device)
+        estimator = cls.load(_shipped.folder(model), device)
+        estimator.supernet_.metadata.pop("load", None)  # what is saved of it is loaded from its own folder
+        return estimator
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
-from proard_nas import ProARDEstimator
+from proard_nas import ProARDEstimator, SearchResult
 from proard_nas.evaluation import population
 from proard_nas.training import Stage, Trainer
 
@@ -76,6 +76,24 @@ def test_the_largest_student_is_trained_whichever_was_active(digits, folder):
     assert active.supernet_.active == active.supernet_.space.largest
 
 
+def test_a_search_before_does_not_put_its_figures_on_later_students(digits, folder):
+    est = loaded(folder, **STILL | {"lr": 0.05})
+    result = est.search(population_size=8, n_generations=1)
+    assert result.extract().metadata["supernet_weights"] == result.weights
+    est.fit(*digits)
+    with pytest.raises(RuntimeError, match="the figures of this search are of weights .*search again"):
+        result.extract()
+    with pytest.raises(RuntimeError, match="search again"):
+        SearchResult.from_dict(result.to_dict(), est.extract).extract()
+
+
+def test_other_held_out_images_are_warned_of(digits, folder, caplog):
+    loaded(folder).fit(*digits)
+    assert "trained on" not in caplog.text
+    loaded(folder, val_fraction=0.2).fit(*digits)
+    assert "may have been trained on" in caplog.text
+
+
 def test_records_and_costs_go_on(digits, folder):
     first = ProARDEstimator.load(folder)
     est = loaded(folder, epochs=5).fit(*digits)
@@ -126,6 +144,7 @@ def test_students_may_be_taught_at_once_by_the_network_there_is(digits, folder):
         (lambda x, y: (x, y % 5), {}, r"classes \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\]; the data has \[0, 1, 2, 3, 4\]"),
         (lambda x, y: (x.repeat(3, 1), y), {}, "channels 1; the data has 3"),
         (lambda x, y: (x, y), {"model_args": {"depths": (0,)}}, "another supernet than .*'depths'"),
+        (lambda x, y: (x, y), {"model_args": {"global_pool": "max"}}, "another supernet than .*'global_pool'"),
     ],
 )
 def test_other_data_or_networks_are_refused_before_training(digits, folder, monkeypatch, change, parameters, message):

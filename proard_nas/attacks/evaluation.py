@@ -131,6 +131,8 @@ def run_attack(
 ) -> Tensor:
     """Run an attack and leave every module's mode, every statistic and the global generator as they were.
 
+    Pixels that become no number, where a gradient is none, stay as they were.
+
     Parameters
     ----------
     attack : torchattacks.attack.Attack
@@ -147,4 +149,5 @@ def run_attack(
     """
     more = {"among": among} if among is not None and "among" in inspect.signature(attack.forward).parameters else {}
     with torch.enable_grad(), attack_mode(attack.model, batch_norm, images), seeded(seed, images.device):
-        return attack.forward(images, labels, **more)  # type: ignore[no-any-return]
+        made: Tensor = attack.forward(images, labels, **more)
+        return torch.where(made.isfinite(), made, images)

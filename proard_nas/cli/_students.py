@@ -39,6 +39,7 @@ def chosen(
         If the front has no such place.
     """
     from proard_nas import Architecture, SearchResult
+    from proard_nas.evaluation.population import checksum
 
     if arguments.result is not None and arguments.arch is not None:
         raise ValueError("--result and --arch were both given; allowed: one of them")
@@ -46,8 +47,7 @@ def chosen(
         raise ValueError("-i was given without --result, whose front it counts")
     if arguments.result is not None:
         result = SearchResult.load(arguments.result)
-        now = estimator and estimator.labels_.settings.get("weights")
-        if result.weights is not None and now is not None and now != result.weights:
+        if estimator and result.weights is not None and result.weights != checksum(estimator.supernet_):
             raise ValueError(
                 f"the figures in {arguments.result} are of other weights than the estimator's; allowed: a search of "
                 "this estimator, or --arch, whose student comes without figures"

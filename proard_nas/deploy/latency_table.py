@@ -135,8 +135,8 @@ class LatencyTable:
         dict
             ``n``; ``mape``, the mean of ``|predicted / measured - 1|``; ``max_error``; ``bias``, the mean of
             ``predicted / measured - 1``; ``kendall_tau``; ``repeatability_mape`` and ``repeatability_tau``, the
-            same between the medians of the odd and the even rounds, which no table can be expected to beat by
-            much; ``rounds``; ``students``. Kept in `evaluation` and saved with the table.
+            same between the medians of the odd and the even rounds: against the median of all rounds even a perfect
+            table has about half that ``mape``; ``rounds``; ``students``. Kept in `evaluation` and saved with the table.
 
         Raises
         ------

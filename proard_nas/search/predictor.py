@@ -128,7 +128,8 @@ class AccuracyPredictor:
         variance = _jackknife_variance(self._outputs(X)).mean(axis=0)
         self._noise = np.sqrt(np.maximum(squares - variance, 0.0))
         signal = y.var(axis=0)
-        noise_to_signal = float(np.mean(squares / signal)) if (signal > 0).all() else 1.0
+        varying = signal > 0  # labels of one kind may all be equal
+        noise_to_signal = float(np.mean(squares[varying] / signal[varying])) if varying.any() else 1.0
         self._leverage = Leverage.of(X, noise_to_signal, len(self.space.genes))
 
     def holdout(

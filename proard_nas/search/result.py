@@ -205,7 +205,8 @@ class SearchResult:
         Raises
         ------
         RuntimeError
-            If the result has no extractor, as after `load`.
+            If the result has no extractor, as after `load`, or the estimator has other weights than those that the
+            result's figures are of.
         IndexError
             If the front has no such place.
         """
@@ -220,6 +221,12 @@ class SearchResult:
         student = self.extractor(candidate.architecture)
         metadata = getattr(student, "metadata", None)
         if isinstance(metadata, dict):  # another extractor's network may have none
+            now = metadata.get("supernet_weights")
+            if self.weights is not None and now is not None and now != self.weights:
+                raise RuntimeError(
+                    f"the figures of this search are of weights {self.weights}, the estimator has {now} now; search "
+                    "again, or take est.extract(result.best.architecture), which comes without figures"
+                )
             metadata.update(candidate.card_figures)
         return student
 

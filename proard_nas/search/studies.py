@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from proard_nas._folders import check_json_lines
@@ -36,6 +36,7 @@ MEMBER_KEY = "proard_nas:member"
 REFINED_KEY = "proard_nas:refined_after"
 WARM_START_KEY = "proard_nas:warm_starts"
 LOCK_SECONDS = 10
+Lock = JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock  # a link needs a privilege there
 """So long is a journal's lock left alone that nobody seems to hold: one that was killed leaves it behind."""
 
 
@@ -112,7 +113,7 @@ def _database_errors() -> tuple[type[Exception], ...]:
 def _storage(given: str | Path | BaseStorage | None) -> str | BaseStorage | None:
     if isinstance(given, Path) or (isinstance(given, str) and "://" not in given):
         path = Path(given).resolve()  # a relative path makes a lock that never counts as left behind
-        lock = JournalFileSymlinkLock(str(path), grace_period=LOCK_SECONDS)
+        lock = Lock(str(path), grace_period=LOCK_SECONDS)
         if path.exists():
             check_json_lines(path, "op_code", "journal of a study")
         _cut_torn_line(path, lock)
@@ -120,7 +121,7 @@ def _storage(given: str | Path | BaseStorage | None) -> str | BaseStorage | None
     return given
 
 
-def _cut_torn_line(path: Path, lock: JournalFileSymlinkLock) -> None:
+def _cut_torn_line(path: Path, lock: JournalFileOpenLock | JournalFileSymlinkLock) -> None:
     """Remove a last line that was not written whole: the next one would be appended to it."""
     if not path.exists() or _ends_whole(path):
         return

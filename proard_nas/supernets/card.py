@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -78,15 +79,19 @@ def estimator_card(facts: Mapping[str, Any]) -> str:
     Parameters
     ----------
     facts : mapping
-        ``model``, ``n_labels``, ``n_images`` (calibration images in the folder), ``largest_mmacs``, ``classes`` and
-        ``versions``; where there are, ``description``, ``license``, ``load`` (how it is loaded, in Python),
+        ``model``, ``n_labels``, ``n_images`` (calibration images in the folder), ``smallest_mmacs``,
+        ``largest_mmacs``, ``classes`` and ``versions``; where there are, ``description``, ``license``, ``load`` (how it
+        is loaded, in Python),
         ``calibration`` (what the images are, if not training images), ``students`` and ``measurement`` (see
         `students_table`).
     """
     load = facts.get("load") or 'ProARDEstimator.load("FOLDER")'
     parts = [
         ESTIMATOR.format(
-            model=facts["model"], n_labels=facts["n_labels"], load=load, max_flops=facts["largest_mmacs"] / 4
+            model=facts["model"],
+            n_labels=facts["n_labels"],
+            load=load,
+            max_flops=math.sqrt(facts["smallest_mmacs"] * facts["largest_mmacs"]),
         ),
         facts.get("description"),
         facts.get("calibration") or IMAGES.format(n_images=facts["n_images"]),

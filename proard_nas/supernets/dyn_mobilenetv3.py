@@ -94,7 +94,7 @@ def inverted_bottleneck(
     depthwise = conv_norm(middle, middle, size, kernel, stride, depthwise=True)
     parts = {"expand": conv_norm(inp, middle, size), "depthwise": depthwise}
     if squeeze:
-        hidden = Axis(f"{name}.squeezed", make_divisible(channels // 4))
+        hidden = Axis(f"{name}.squeezed", make_divisible(channels // 4), "expand_ratio")
         parts["se"] = Plan(
             {
                 "conv_reduce": Conv(middle, hidden, (1, 1), bias=True, gate=True),

@@ -95,11 +95,16 @@ def check_target(folder: Folder) -> None:
 
 
 def rounded(state: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
-    """Return tensors with the weights (not the vectors, which are few) in a number format; None changes nothing."""
+    """Return tensors with the weights in a number format; None changes nothing.
+
+    Vectors and the normalisation, which are few, stay as they are.
+    """
     if dtype is None:
         return dict(state)
     return {
-        name: tensor.to(DTYPES[dtype]) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        name: tensor.to(DTYPES[dtype])
+        if tensor.is_floating_point() and tensor.ndim > 1 and not name.startswith("norm.")
+        else tensor
         for name, tensor in state.items()
     }
 

@@ -62,15 +62,18 @@ def sort_channels(
 def _index(plan: Plan) -> tuple[dict[Axis, list[str]], dict[Axis, list[Place]]]:
     """Return, for each axis, the weights that read it and every place where it stands."""
     readers: dict[Axis, list[str]] = defaultdict(list)
+    gates: dict[Axis, list[str]] = defaultdict(list)
     places: dict[Axis, list[Place]] = defaultdict(list)
     for name, layer in plan.layers():
-        if isinstance(layer, Linear) or (isinstance(layer, Conv) and not (layer.depthwise or layer.gate)):
-            readers[layer.inp].append(f"{name}.weight")
+        if isinstance(layer, Linear) or (isinstance(layer, Conv) and not layer.depthwise):
+            own = gates if isinstance(layer, Conv) and layer.gate else readers
+            own[layer.inp].append(f"{name}.weight")
         for tensor, axes in layer.axes.items():
             for dim, axis in enumerate(axes):
                 if axis is not None and axis.dimension:
                     places[axis].append((f"{name}.{tensor}", dim))
-    return readers, places
+    # A gate does not say how important features are, but how important what is within it.
+    return gates | readers, places
 
 
 def _importance(tensors: dict[str, Tensor], weights: Sequence[str]) -> Tensor:

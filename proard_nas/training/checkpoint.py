@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from proard_nas import distributed
-from proard_nas._folders import plain, sync_folder, write_bytes
+from proard_nas._folders import is_left_by_system, plain, sync_folder, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,8 @@ class CheckpointStore:
         """Make the folder this run's, or raise if it is somebody else's."""
         path = self.folder / SETTINGS
         if not path.exists():
-            others = sorted(p.name for p in self.folder.iterdir() if not p.name.startswith(TEMPORARY))
+            found = (path.name for path in self.folder.iterdir() if not path.name.startswith(TEMPORARY))
+            others = sorted(name for name in found if not is_left_by_system(name))
             if others:
                 raise FileExistsError(
                     f"{self.folder} is no folder of checkpoints: it holds {others[0]!r} and no {SETTINGS}. "

@@ -29,8 +29,9 @@ def paper(space: SearchSpace, loss: str | Objective, teacher_loss: str | Objecti
     """The paper's schedule: teacher 300 epochs; width or kernel, then depth, then expansion, 120 each.
 
     Each dimension opens on top of those before it (ProARD, section 4.4, figure 4 and section
-    5.0.1). Channels are sorted before the stage that makes them elastic. A space without one of
-    the dimensions skips its stage.
+    5.0.1). Channels are sorted before the stage that makes them elastic (Once-for-All, section
+    3.2), and dropout is 0.1 in the steps, as in the released code. A space without one of the
+    dimensions skips its stage.
     """
     stages = [Stage("teacher", 300, teacher_loss)]
     for new, opened in _openings(space):
@@ -45,10 +46,11 @@ def released(space: SearchSpace, loss: str | Objective, teacher_loss: str | Obje
     Each student is kept for one pass over the data. Width or kernel takes 125 passes. Depth
     takes 25 and then 125 epochs of two passes, expansion 25 and then 125 of four; the first
     phase opens the two largest choices, the second all. Nesterov's momentum, learning rates for
-    batches of 64 on one device, 5 warm-up epochs where the code has them; only the channels of
-    the expansion are sorted. The code moreover spares biases and batch norms the weight decay,
-    starts the warm-up at one device's learning rate, and attacks with eps 0.031 in 10 steps of
-    0.0078.
+    batches of 64 on one device (128 for the teacher), 5 warm-up epochs where the code has them; only the channels of
+    the expansion are sorted, once, where the code ranks the first block again for the second phase. The code moreover
+    averages its losses over the classes too, so that its steps are as many times smaller as there are classes, spares
+    biases and batch norms the weight decay, starts the warm-up at one device's learning rate, and attacks with eps
+    0.031 in 10 steps of 0.0078.
     """
     teacher = Stage("teacher", 125, teacher_loss, lr=0.1, warmup=5, nesterov=True, weight_decay=2e-4)
     step = dataclasses.replace(teacher, loss=loss, lr=3e-2, draw="epoch", weight_decay=3e-5, drop_rate=0.1)
@@ -69,7 +71,9 @@ def sandwich(space: SearchSpace, loss: str | Objective, teacher_loss: str | Obje
     """The sandwich rule: the same teacher, then the largest, the smallest and a random student in each step.
 
     All dimensions are open at once (Yu and Huang 2019, section 3). A third of the epochs of
-    `paper`'s steps makes as many student-steps: three in each optimizer step.
+    `paper`'s steps makes as many student-steps: three in each optimizer step. Their gradients
+    are averaged, where the rule's authors sum them: at the same learning rate a student-step
+    moves the weights a third as far as in the other schedules.
     """
     return _at_once(paper(space, loss, teacher_loss), "sandwich", "sandwich", SANDWICH_STUDENTS)
 

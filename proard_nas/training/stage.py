@@ -67,7 +67,8 @@ class Stage:
         Statistics that the inner attack sees: those of the attacked batch, of the clean batch,
         or the running ones.
     warmup : float, default=0.0
-        Epochs in which the learning rate rises along a line to its peak; less than ``epochs``.
+        Epochs in which the learning rate rises along a line to its peak; less than ``epochs``. The cosine counts
+        from the stage's beginning, as in timm: it then goes on from where it would be without the warm-up.
     nesterov : bool, default=False
         Nesterov's momentum.
     weight_decay : float, default=None

@@ -18,7 +18,7 @@ from proard_nas import Architecture, ProARDEstimator, SearchResult, cli
 from proard_nas.cli import main
 from proard_nas.cli._data import own_validation, training_data, validation_data
 from proard_nas.deploy import load_student
-from proard_nas.evaluation.population import images_checksum
+from proard_nas.evaluation.population import checksum, images_checksum
 from proard_nas.search import search
 
 SEARCH = ["--max-flops", "1.5", "--n-generations", "4", "--population-size", "20", "--no-progress"]
@@ -312,7 +312,7 @@ def test_evaluate_shows_a_table_and_signs_of_masked_gradients(front, photos, cap
 
 def test_figures_of_other_weights_are_not_put_on_a_student(fitted, front, tmp_path, fails):
     found = json.loads((front / "front.json").read_text())
-    assert found["weights"] == ProARDEstimator.load(fitted).labels_.settings["weights"]
+    assert found["weights"] == checksum(ProARDEstimator.load(fitted).supernet_)
     (tmp_path / "other.json").write_text(json.dumps(found | {"weights": "0"}))
     argv = ["extract", "--estimator", fitted, "--out", tmp_path / "student"]
     assert "of other weights than the estimator's" in fails(*argv, "--result", tmp_path / "other.json")

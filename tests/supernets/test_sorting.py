@@ -155,6 +155,22 @@ def test_gates_do_not_count_as_readers(supernet):
     assert orders[0] == orders[1]
 
 
+def test_what_is_within_a_gate_is_sorted_by_the_weights_that_read_it(supernet):
+    net = supernet("proard_dyn_mobilenetv3").double().eval()
+    gates = [module for name, module in net.named_modules() if name.endswith("se.conv_expand")]
+    assert len(gates) > 3
+    for gate in gates:
+        nn.init.normal_(gate.weight)
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        before = net(x)
+        net.sort_channels()
+        torch.testing.assert_close(net(x), before)
+    for gate in gates:
+        importance = gate.weight.abs().sum((0, 2, 3))
+        assert (importance.diff() <= 0).all() and importance[0] > importance[-1]
+
+
 def test_students_of_a_sorted_supernet_are_still_consistent(net, images):
     net.sort_channels(("expand_ratio", "width_mult"))
     arch = net.space.sample(0)

@@ -18,7 +18,8 @@ class AdaAD:
     """alpha KL(T(x_adv) || S(x_adv)) + (1 - alpha) KL(T(x) || S(x)), the attack maximising KL(T(x_adv) || S(x_adv)).
 
     The attack's gradient flows through student and teacher. It starts from Gaussian noise with a
-    standard deviation of 0.001. Direction, start and default are those of the authors' code.
+    standard deviation of 0.001. Direction, start and default are those of the authors' code,
+    which averages over classes where this sums.
 
     Parameters
     ----------

@@ -17,8 +17,8 @@ class RSLAD:
     """alpha KL(T(x) || S(x_adv)) + (1 - alpha) KL(T(x) || S(x)), the attack maximising KL(T(x) || S(x_adv)).
 
     Both divergences are summed over classes and averaged over the batch, so the scale does not
-    depend on the number of classes. The attack starts from Gaussian noise with a standard
-    deviation of 0.001, as in the authors' code.
+    depend on the number of classes; the authors' code averages over classes, too. The attack
+    starts from Gaussian noise with a standard deviation of 0.001, as in the authors' code.
 
     Parameters
     ----------
