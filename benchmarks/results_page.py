@@ -269,6 +269,12 @@ def schedules(page: Page) -> None:
                     f"them and {b['n_auto']} images, of which one more in one student is {one_image:.2f} points; seeds "
                     f"{', '.join(map(str, found[part]['seeds']))}."
                 )
+                if "sandwich" in found[part]:
+                    page.add(
+                        "The gradients of the sandwich's three students are averaged, not summed: at the same learning "
+                        "rate a student-step moves the weights a third as far as in the others, which may be what it "
+                        "loses by."
+                    )
                 page.bullets(f"{text}." for text in found[part]["verdict"].split("; "))
         page.source(name, record)
 
