@@ -361,7 +361,7 @@ def test_settings_of_somebody_else_are_refused_by_name(digits, tmp_path):
 
 
 def test_a_teacher_of_ones_own_teaches_every_stage_and_stays_as_it_was(digits):
-    teacher = timm.create_model("proard_resnet_tiny", num_classes=10).train()
+    teacher = calibrate(timm.create_model("proard_resnet_tiny", num_classes=10), torch.from_numpy(digits[0])).train()
     before = copy.deepcopy(teacher.state_dict())
     est = ProARDEstimator(**{**SMALL, "teacher": teacher}).fit(*digits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
