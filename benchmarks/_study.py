@@ -481,7 +481,8 @@ def run(out: str, args: argparse.Namespace, measure: Callable[[Study], dict[str,
     """Open the study, measure, and write the results down."""
     started = time.time()
     study = opened(args)
-    found = {"study": study.described(), **measure(study)}
+    measured = measure(study)
+    found = {"study": study.described(), **measured}  # which says what all this was trained on
     name = "_".join([out, study.data, study.name, *([args.model] if args.model else [])])
     path = args.out or _record.RESULTS / f"{name}.json"
     print("wrote", _record.save(path, found, study.budget.seeds[0], started))
