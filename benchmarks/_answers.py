@@ -8,7 +8,7 @@ from typing import Any
 import _robustness
 import _study
 from _alone import DEVICES
-from _page import METRICS, NAMES, Page, between, label, points, shown
+from _page import METRICS, NAMES, Page, between, label, points, seeds_of_rows, shown
 from _shipped_section import PARTS, minus_cells, not_attacked_yet, not_trained_yet, shipped_minus_others
 
 ROWS = 2 * (2 + len(_study.ALONE))  # of table 1: two students of two supernets, and alone
@@ -187,7 +187,7 @@ def left_of_table1(tables: Sequence[dict[str, Any]]) -> Iterator[str]:
     if tables and not any(found["study"]["budget_name"] in ("gpu-30min", "paper") for found in tables):
         yield "Table 1 with networks of full size (`--budget gpu-30min`): there was no GPU."
     for found in tables:
-        n_seeds = [len(row["natural"]["seeds"]) for row in found["table"]]
+        n_seeds = seeds_of_rows(found)
         if max(n_seeds) == 1:
             yield f"Table 1 on {label(found['study'])}: further seeds than the one."
         elif min(n_seeds) < max(n_seeds):

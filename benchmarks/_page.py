@@ -128,6 +128,11 @@ def of_seeds(*numbers: int) -> str:
     return "One seed" if max(numbers) == 1 else f"Mean ± standard deviation over {between(numbers, 'd')} seeds"
 
 
+def seeds_of_rows(found: dict[str, Any]) -> list[int]:
+    """Return of how many seeds each row of table 1 is."""
+    return [len(row["natural"]["seeds"]) for row in found["table"]]
+
+
 def between(values: Sequence[float], form: str = ".1f") -> str:
     """Return the least and the largest of some values, or the only one."""
     ends = list(dict.fromkeys(format(value, form) for value in (min(values), max(values))))

@@ -9,7 +9,7 @@ from typing import Any
 import _robustness
 import _study
 import numpy as np
-from _page import COLOURS, METRICS, NAMES, Page, differences, of_seeds, slug
+from _page import COLOURS, METRICS, NAMES, Page, differences, of_seeds, seeds_of_rows, slug
 
 PAPER_TABLE = {
     "cifar10": [
@@ -30,7 +30,7 @@ PAPER_TABLE = {
 def table1(page: Page) -> None:
     for found, study in page.studies("table1", "## Table 1: students beside networks trained alone"):
         b = study["budget"]
-        n_seeds = [len(row["natural"]["seeds"]) for row in found["table"]]
+        n_seeds = seeds_of_rows(found)
         differ = min(n_seeds) < max(n_seeds)
         rows = [
             [row["which"], _study.TITLES[row["method"]], *[str(n)] * differ,
@@ -63,9 +63,8 @@ def words(found: dict[str, Any], study: dict[str, Any]) -> str:
         for which, archs in found["architectures"].items()
     }
     under = f"; found by a search under a limit: {sizes['found']}" * bool(sizes["found"])
-    n_seeds = (len(row["natural"]["seeds"]) for row in found["table"])
     return (
-        f"{of_seeds(*n_seeds)}, {b['n_test']:,} test images, AutoAttack on the first "
+        f"{of_seeds(*seeds_of_rows(found))}, {b['n_test']:,} test images, AutoAttack on the first "
         f"{b['n_auto']} ({study['autoattack']}; not the reference code). Largest: {sizes['largest'].split(', ')[0]}"
         f"{under}. TRADES alone learns from labels for all {b['teacher_epochs'] + b['step_epochs']} epochs; RSLAD and "
         f"both supernets learn from a teacher that had {b['teacher_epochs']}: with so few, that may decide between "

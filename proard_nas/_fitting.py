@@ -22,11 +22,11 @@ from ._numbers import whole_number
 from ._random import derive_seed
 from ._reporting import EpochReports
 from ._run_folder import open_run, run_seed
+from ._teacher import own_teacher
 from ._warm_start import Before
 from .attacks import seeded, warn_if_short
 from .data import PreparedData, check_columns, check_image_size, prepare
 from .supernets import Supernet
-from .supernets.modules import Normalize
 from .training import (
     PRECISIONS,
     CheckpointStore,
@@ -89,7 +89,7 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
     supernet = _build_supernet(estimator, data, seed, earlier is not None)
     stages = stages_of(estimator, supernet)
     _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
-    teacher = _teacher(estimator, data)
+    teacher = own_teacher(estimator, data)
     _describe(estimator, data, seed)
     store = None if folder is None else open_run(estimator, folder, data, teacher, seed, earlier)
     _warn_of_short_attacks(estimator, stages)
@@ -262,40 +262,6 @@ def _build_supernet(estimator: ProARDEstimator, data: PreparedData, seed: int, w
         "pool_size": supernet.feature_size(summary.image_size),
     }
     return supernet.to(estimator.device_)
-
-
-def _teacher(estimator: ProARDEstimator, data: PreparedData) -> nn.Module | None:
-    """Return a teacher of the user's own, once it has been seen to fit the data."""
-    teacher = estimator.teacher
-    if teacher is None:
-        return None
-    classes, shape = data.summary.num_classes, (2, data.summary.in_chans, *data.summary.image_size)
-    if isinstance(teacher, str):
-        teacher = _teacher_by_name(teacher, data.summary.in_chans)
-    with torch.no_grad():
-        teacher = copy.deepcopy(teacher).to(estimator.device_).eval()  # a parameter, which stays as it is
-        try:
-            given = tuple(teacher(torch.rand(shape, device=estimator.device_)).shape)
-        except RuntimeError as error:
-            raise ValueError(f"the teacher does not take images of shape {shape[1:]}: {error}") from error
-    if given != (2, classes):
-        raise ValueError(f"the teacher gives an output of shape {given} for 2 images; allowed: (2, {classes})")
-    return cast(nn.Module, teacher)
-
-
-def _teacher_by_name(name: str, in_chans: int) -> nn.Module:
-    """Return a timm model with the normalisation before it that its weights were trained with: timm leaves it out."""
-    model: nn.Module = timm.create_model(name, pretrained=True)
-    cfg = getattr(model, "pretrained_cfg", {})
-    mean, std = tuple(cfg.get("mean") or (0.0,)), tuple(cfg.get("std") or (1.0,))
-    if not any(mean) and all(value == 1 for value in std):
-        return model
-    if {len(mean), len(std)} - {1, in_chans}:
-        raise ValueError(
-            f"the teacher {name!r} normalises images by mean={mean} and std={std}, and the data's have {in_chans} "
-            "channels; allowed: a module from images in [0, 1] to logits"
-        )
-    return nn.Sequential(Normalize(mean, std), model)
 
 
 def _describe(estimator: ProARDEstimator, data: PreparedData, seed: int) -> None:

@@ -24,3 +24,8 @@ def derive_seed(seed: int, *place: int | str) -> int:
     """
     parts = [zlib.crc32(p.encode()) if isinstance(p, str) else p for p in place]
     return int(np.random.SeedSequence([seed, *parts]).generate_state(1, np.uint32)[0])
+
+
+def process_seed(seed: int, rank: int) -> int:
+    """Return a seed of one process's own, for what several must not draw alike; the first keeps the given one."""
+    return derive_seed(seed, "process", rank) if rank else seed

@@ -49,9 +49,7 @@ class AttackBudget:
     batch_norm: str = "batch"
 
     def __post_init__(self) -> None:
-        check_budget(self.eps, self.step_size, self.steps)
-        numbers = {"eps": float(self.eps), "step_size": float(self.step_size), "steps": int(self.steps)}
-        for name, value in numbers.items():  # Python's own, since records in JSON take no other
+        for name, value in check_budget(self.eps, self.step_size, self.steps).items():
             object.__setattr__(self, name, value)
         check_name("attack method", self.method, METHODS)
         check_name("batch norm mode", self.batch_norm, BATCH_NORM)
@@ -67,12 +65,21 @@ class AttackBudget:
         return 1 if self.single_step else self.steps
 
 
-def check_budget(eps: float, step_size: float, steps: int) -> None:
-    """Raise ValueError unless 0 < eps <= 1, step_size > 0 and steps is a positive whole number."""
+def check_budget(eps: float, step_size: float, steps: int) -> dict[str, float | int]:
+    """Return the three by name, as Python's own numbers, since records in JSON take no other.
+
+    Raises
+    ------
+    ValueError
+        Unless 0 < eps <= 1, step_size > 0 and steps is a positive whole number.
+    """
     if not 0 < finite_number("eps", eps) <= 1:
         raise ValueError(f"eps must be in (0, 1], in units of images in [0, 1]; got {eps} (the paper's is 8/255)")
-    positive_number("step_size", step_size, "in units of images in [0, 1]")
-    whole_number("the number of attack steps", steps, 1)
+    return {
+        "eps": float(eps),
+        "step_size": positive_number("step_size", step_size, "in units of images in [0, 1]"),
+        "steps": whole_number("the number of attack steps", steps, 1),
+    }
 
 
 def warn_if_short(attack: str, eps: float, step_size: float, steps: int) -> None:

@@ -34,7 +34,9 @@ def chosen(
     Raises
     ------
     ValueError
-        If flags contradict each other, or the result is of other weights.
+        If flags contradict each other.
+    RuntimeError
+        If the result is of other weights.
     IndexError
         If the front has no such place.
     """
@@ -47,11 +49,8 @@ def chosen(
         raise ValueError("-i was given without --result, whose front it counts")
     if arguments.result is not None:
         result = SearchResult.load(arguments.result)
-        if estimator and result.weights is not None and result.weights != checksum(estimator.supernet_):
-            raise ValueError(
-                f"the figures in {arguments.result} are of other weights than the estimator's; allowed: a search of "
-                "this estimator, or --arch, whose student comes without figures"
-            )
+        if estimator is not None:
+            result.check_weights(checksum(estimator.supernet_))
         if arguments.index is None:
             return result.best.architecture, result.best
         if not -len(result) <= arguments.index < len(result):

@@ -25,6 +25,7 @@ EXAMPLES = """\
   proard-nas export student --out student.pte --format executorch
 """
 FORMATS = ("onnx", "torch-export", "executorch")
+N_CALIBRATION = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="(default: onnx)")
     parser.add_argument("--int8", action="store_true", help="quantise to 8-bit integers (onnx only); needs --data")
-    parser.add_argument("--n-calibration", type=int, metavar="N", help="images for --int8 (default: 512)")
+    parser.add_argument("--n-calibration", type=int, metavar="N", help=f"images for --int8 (default: {N_CALIBRATION})")
     add_data(parser, "images that --int8 calibrates on (training part)")
 
 
@@ -70,11 +71,8 @@ def _export_int8(student: StudentNet, arguments: argparse.Namespace) -> None:
     from proard_nas.deploy import export_onnx, quantize_onnx
 
     data = training_data(arguments, image_shape(student)[1:])
-    images = (
-        student_source(student, *data)
-        .head(512 if arguments.n_calibration is None else arguments.n_calibration, seed=0)
-        .x
-    )
+    n = N_CALIBRATION if arguments.n_calibration is None else arguments.n_calibration
+    images = student_source(student, *data).head(n, seed=0).x
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "float.onnx"
         export_onnx(student, whole)

@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from proard_nas._numbers import whole_number
-from proard_nas._random import derive_seed
+from proard_nas._random import process_seed
 from proard_nas.data.checks import checked
 from proard_nas.data.seeding import RandomStreams, seeded_pass
 from proard_nas.data.sources import ArraySource, Batch, Indices, collect, count_batches, shuffled
@@ -132,7 +132,7 @@ class DatasetSource:
         generator = torch.Generator().manual_seed(seed or 0)
         draws = seed or 0  # of random transforms: each process has its own
         if shard[1] > 1:
-            draws = derive_seed(draws, "shard", shard[0]) if shard[0] else draws
+            draws = process_seed(draws, shard[0])
             sampler = _ShardedBatches(self.dataset, generator, seed is not None, settings, shard)
             rest = {k: v for k, v in settings.items() if k not in ("batch_size", "drop_last")}
             workers = torch.Generator().manual_seed(draws)

@@ -70,10 +70,8 @@ class AttackSettings:
 
     def __post_init__(self) -> None:
         check_name("attack", self.name, (NATURAL, *ATTACKS))
-        steps = attack_steps(self.name, self.steps)
-        check_budget(self.eps, self.step_size, steps)
-        numbers = {"eps": float(self.eps), "step_size": float(self.step_size), "steps": int(steps)}
-        for name, value in numbers.items():  # Python's own, since JSON takes no other
+        numbers = check_budget(self.eps, self.step_size, attack_steps(self.name, self.steps))
+        for name, value in numbers.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -230,8 +228,8 @@ def evaluate_all(
             n_images=total,
             attack=" + ".join(attack_title(one.name, one.steps, n_classes) for one in group),
             eps=_shared([one.eps for one in group if one.name != NATURAL]),
-            step_size=_shared([one.step_size if one.name in ITERATED or _is_own(one) else None for one in group]),
-            steps=_shared([one.steps if one.name in COUNTED or _is_own(one) else None for one in group]),
+            step_size=_shared([one.step_size if one.name in ITERATED or is_own(one) else None for one in group]),
+            steps=_shared([one.steps if one.name in COUNTED or is_own(one) else None for one in group]),
             seed=int(seed),
             seconds=natural_seconds + duration,
             versions=versions(*(["pyautoattack"] if any(one.name == REFERENCE for one in group) else [])),
@@ -240,7 +238,7 @@ def evaluate_all(
     ]
 
 
-def _is_own(settings: AttackSettings) -> bool:
+def is_own(settings: AttackSettings) -> bool:
     """Return whether an attack is the user's own, which is given a step size and steps whatever it does with them."""
     return settings.name not in (NATURAL, *BUILT_IN)
 

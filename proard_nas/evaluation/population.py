@@ -16,12 +16,12 @@ from tqdm import tqdm
 from proard_nas import distributed
 from proard_nas._numbers import whole_number
 from proard_nas._random import derive_seed
-from proard_nas.attacks import ATTACKS, BUILT_IN, attack_title, register_attacks
+from proard_nas.attacks import ATTACKS, attack_title, register_attacks
 from proard_nas.attacks.objectives import is_right
 from proard_nas.data import ArraySource, Source, check_source
 from proard_nas.supernets import Architecture, Supernet
 
-from .accuracy import NO_IMAGE, AttackSettings, attack_or_default, labelled_logits, survives
+from .accuracy import NO_IMAGE, AttackSettings, attack_or_default, is_own, labelled_logits, survives
 from .calibration import calibrate, check_images
 from .labelling import run_each
 from .labels import Label, Labels, Record, append_line
@@ -126,7 +126,7 @@ def label_students(
     known.exchange()  # now all processes share out the same students
     todo = [arch for arch in wanted if arch not in known.labels][distributed.rank() :: distributed.world_size()]
 
-    own = {attack.name: ATTACKS[attack.name]} if attack.name in ATTACKS.keys() - BUILT_IN else {}
+    own = {attack.name: ATTACKS[attack.name]} if is_own(attack) else {}
 
     def measure(arch: Architecture) -> Label:
         register_attacks(own)

@@ -99,7 +99,7 @@ class SearchResult:
     population : array-like or None, default=None
         The labelled students that `plot` draws where it is given no others; not saved.
     weights : str or None, default=None
-        Checksum of the weights that the figures are of: an estimator whose labels are of others does not have them.
+        Checksum of the supernet's weights that the figures are of.
 
     Raises
     ------
@@ -221,14 +221,17 @@ class SearchResult:
         student = self.extractor(candidate.architecture)
         metadata = getattr(student, "metadata", None)
         if isinstance(metadata, dict):  # another extractor's network may have none
-            now = metadata.get("supernet_weights")
-            if self.weights is not None and now is not None and now != self.weights:
-                raise RuntimeError(
-                    f"the figures of this search are of weights {self.weights}, the estimator has {now} now; search "
-                    "again, or take est.extract(result.best.architecture), which comes without figures"
-                )
+            self.check_weights(metadata.get("supernet_weights"))
             metadata.update(candidate.card_figures)
         return student
+
+    def check_weights(self, weights: str | None) -> None:
+        """Raise RuntimeError if the figures are known to be of other weights than an estimator's, by their checksum."""
+        if None not in (self.weights, weights) and self.weights != weights:
+            raise RuntimeError(
+                f"the figures of this search are of weights {self.weights}, of other weights than the estimator's "
+                f"({weights}); search again, or extract the architecture alone, which comes without figures"
+            )
 
     def most_accurate(self, k: int) -> list[Candidate]:
         """Return the ``k`` students of the front with the highest mean of both accuracies, the best first."""

@@ -36,8 +36,9 @@ MEMBER_KEY = "proard_nas:member"
 REFINED_KEY = "proard_nas:refined_after"
 WARM_START_KEY = "proard_nas:warm_starts"
 LOCK_SECONDS = 10
-Lock = JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock  # a link needs a privilege there
 """So long is a journal's lock left alone that nobody seems to hold: one that was killed leaves it behind."""
+Lock = JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock
+"""Of journals: on Windows a symbolic link needs a privilege."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,9 +81,8 @@ def estimator_card(facts: Mapping[str, Any]) -> str:
     facts : mapping
         ``model``, ``n_labels``, ``n_images`` (calibration images in the folder), ``smallest_mmacs``,
         ``largest_mmacs``, ``classes`` and ``versions``; where there are, ``description``, ``license``, ``load`` (how it
-        is loaded, in Python),
-        ``calibration`` (what the images are, if not training images), ``students`` and ``measurement`` (see
-        `students_table`).
+        is loaded, in Python), ``calibration`` (what the images are, if not training images), ``students`` and
+        ``measurement`` (see `students_table`).
     """
     load = facts.get("load") or 'ProARDEstimator.load("FOLDER")'
     parts = [

@@ -149,12 +149,15 @@ class Stage:
         """Turn numbers into Python's own, and raise ValueError for what is none."""
         start = f"stage {self.name!r}: "
         for name, least in (("epochs", 0), ("students_per_step", 0), ("attack_steps", 1)):
-            if getattr(self, name) is not None or name != "attack_steps":
+            if not self._is_left_out(name):
                 self._set(name, whole_number(start + name, getattr(self, name), least))
         for name in ("lr", "warmup", "drop_rate", "weight_decay"):
-            if getattr(self, name) is not None or name != "weight_decay":
+            if not self._is_left_out(name):
                 self._set(name, finite_number(start + name, getattr(self, name)))
         self._set("anneal", tuple(finite_number(f"{start}anneal", one) for one in self.anneal))
+
+    def _is_left_out(self, name: str) -> bool:
+        return name in ("attack_steps", "weight_decay") and getattr(self, name) is None
 
     def _check_numbers(self) -> None:
         if self.epochs < 1 or self.students_per_step < 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from proard_nas import distributed
-from proard_nas._random import derive_seed
+from proard_nas._random import derive_seed, process_seed
 from proard_nas.attacks import Noise, attack_mode, seeded
 from proard_nas.supernets import Architecture, StudentNet, Supernet
 from proard_nas.supernets.slicing import leading, part_of
@@ -62,8 +62,8 @@ class StepRunner:
         """
         x, y = self.precision.images(x.to(self.device)), y.to(self.device)
         adversarial: dict[int, Tensor | None] = {}
-        own = (distributed.rank(),) * (distributed.rank() > 0)  # else all processes' dropout would be the same
-        with seeded(derive_seed(job.seed, "global", *own), self.device):
+        seed = process_seed(derive_seed(job.seed, "global"), distributed.rank())  # of dropout
+        with seeded(seed, self.device):
             batch = self._batch(job, x, y)
             total = self._pass(job, batch, adversarial)
             if job.awp:
