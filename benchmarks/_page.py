@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 mpl.use("Agg")
 METRICS = _robustness.TABLE
+COLUMNS = _robustness.COLUMNS
 NAMES = _robustness.NAMES
 COLOURS = {"paper": "tab:blue", "random": "tab:orange", "trades": "tab:green", "rslad": "tab:red", "natural": "0.5"}
 
@@ -126,6 +127,12 @@ def training(budget: dict[str, Any], recipe: dict[str, Any]) -> str:
 def of_seeds(*numbers: int) -> str:
     """Say over how many seeds figures are means; rows may differ in it."""
     return "One seed" if max(numbers) == 1 else f"Mean ± standard deviation over {between(numbers, 'd')} seeds"
+
+
+def columns(n_auto: int) -> list[str]:
+    """Return the headings of `COLUMNS`; the last two are of so many images."""
+    names = [*(NAMES[m] for m in METRICS), *(f"{NAMES[m]} ({n_auto} images)" for m in ("pgd20", "autoattack"))]
+    return [f"{name}, %" for name in names if name != NAMES["autoattack"]]
 
 
 def seeds_of_rows(found: dict[str, Any]) -> list[int]:

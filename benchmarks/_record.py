@@ -109,6 +109,12 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def made() -> dict[str, Any]:
+    """Return by which code, when and on which machine something was made, for a small record of it."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"date": now, "command": command(), **commit(), "versions": versions(), "machine": machine()}
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that figures depend on."""
     found = {"python": platform.python_version()}

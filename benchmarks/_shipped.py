@@ -158,9 +158,9 @@ class Job:
     def measurement(self) -> str:
         """Say on which images and under which attacks students are measured."""
         return (
-            f"Measured on {self.budget.n_test:,} test images; no weights, student or search was chosen on them. FGSM; "
-            f"{self.test.pgd20}; on the images that it leaves, {self.test.title}, which is not the reference code: its "
-            "APGD takes 10 steps, not 100."
+            f"Measured on {self.budget.n_test:,} test images; weights, students and searches were chosen on others. "
+            f"FGSM; {self.test.pgd20}; on the images that it leaves, {self.test.title}, which is not the reference "
+            "code: its APGD takes 10 steps, not 100."
         )
 
     def images(self) -> _images.Data:
@@ -193,7 +193,8 @@ def measured_before(job: Job) -> list[dict[str, Any]]:
         return before
     largest = next(row for row in results["card"] if row["student"] == "largest")
     figures = {metric: largest[metric] for metric in _robustness.TABLE}
-    return [*before, {"weights": results["weights"], "commit": file["commit"], "date": file["date"], **figures}]
+    made = {"weights": results["weights"], "commit": file["commit"], "date": file["date"]}
+    return [*before, made | figures | {"trained_last": results.get("pack", {}).get("trained_last")}]
 
 
 def packed_weights(job: Job) -> str:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from _alone import DEVICES, RUNS, how_trained, part_of_time, trained_alone
-from _page import METRICS, NAMES, Page, percent
+from _page import COLUMNS, METRICS, NAMES, Page, columns, percent
 
 PARTS = (Fraction(1), Fraction(1, DEVICES))  # of the supernet's time, for which networks alone are compared with it
 
@@ -20,13 +20,12 @@ def shipped(page: Page) -> None:
             page.add(how_made(found), how_good_beside(found["pack"]))
         page.add(f"{found['measurement']} {measured_before(found)}".rstrip())
         n_auto, whole = found["budget"]["n_auto"], attacked(found)
-        titles = [*(f"{NAMES[m]}, %" for m in METRICS[:-1]), f"AutoAttack, % ({n_auto} images)"]
         rows = [["the supernet's", *cells(row), percent(whole.get(row["student"]))] for row in found.get("card", [])]
         rows += [
             [f"{_kind(row)}, {part_of_time(row['part'])} ({row['epochs']} epochs)", *cells(row), ""]
             for row in found.get("alone", [])
         ]
-        page.table(rows, ["trained", "student", *titles, "AutoAttack, % (all images)"])
+        page.table(rows, ["trained", "student", *columns(n_auto), "AutoAttack (all images), %"])
         page.bullets(bars(found))
         others = list(shipped_minus_others(found))
         if others:
@@ -34,7 +33,10 @@ def shipped(page: Page) -> None:
                 "The supernet's students minus the same networks otherwise trained, in points, one training of each. "
                 + how_alone(found)
             )
-            page.table([minus_cells(*row) for row in others], ["student", "minus", *titles])
+            few = f"AutoAttack ({n_auto} images)"
+            page.table(
+                [minus_cells(*row) for row in others], ["student", "minus", *(NAMES[m] for m in METRICS[:-1]), few]
+            )
         page.source(name, record)
 
 
@@ -43,21 +45,24 @@ def shipped(page: Page) -> None:
 
 def how_made(found: dict[str, Any]) -> str:
     """Say how the supernet was trained, and for how long."""
-    pack, last = found["pack"], found["pack"]["trained_last"]
+    pack = found["pack"]
     spent, n_train = dict(pack["spent"]), found["budget"]["n_train"]
     labelling = spent.pop("labelling")
     steps = " + ".join(f"{stage['images'] / n_train:.0f}" for name, stage in spent.items() if name != "teacher")
-    recipe, taught = last["recipe"], found["recipe"]["teacher_loss"].upper()
+    recipe, made = found["recipe"], trainings(found)
     text = (
         f"`{recipe['model']}`, {n_train:,} training images, inner attack {recipe['attack']}, eps "
-        f"{recipe['eps']:.5f}: teacher {spent['teacher']['images'] / n_train:.0f} epochs ({taught}), steps {steps} "
-        f"epochs ({recipe['loss'].upper()})"
+        f"{recipe['eps']:.5f}{f', in {len(made)} trainings, each from the one before' * (len(made) > 1)}: teacher "
+        f"{spent['teacher']['images'] / n_train:.0f} epochs ({recipe['teacher_loss'].upper()}), steps {steps} epochs "
+        f"({recipe['loss'].upper()})"
     )
-    if recipe["in_place"]:
+    in_place = [(3 * one["budget"]["step_epochs"], one["recipe"]) for one in made if one["recipe"].get("in_place")]
+    if in_place:
+        losses = (f"{epochs} with {recipe['teacher_loss'].upper()}" for epochs, recipe in in_place)
         text += (
-            f", the last {3 * last['budget']['step_epochs']} of them with all dimensions open, {recipe['sampler']} "
-            f"sampling and the largest student as the teacher, which went on learning from labels "
-            f"({recipe['teacher_loss'].upper()})"
+            f", the last {sum(epochs for epochs, _ in in_place)} of them with all dimensions open, "
+            f"{in_place[-1][1]['sampler']} sampling and the largest student as the teacher, which went on learning "
+            f"from labels ({' and then '.join(losses)})"
         )
     return (
         f"{text}. {pack['training_seconds'] / 3600:.2f} hours on {pack['cores']} core{'s' * (pack['cores'] > 1)} and "
@@ -66,6 +71,12 @@ def how_made(found: dict[str, Any]) -> str:
         f"{labelling['seconds'] / 3600:.2f} hours and at most {labelling['macs']:.3g} multiply-accumulates more. "
         f"{pack['bytes'] / 1e6:.2f} MB in all."
     )
+
+
+def trainings(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return recipe and budget of each training that the weights have had, the first ones first, as far as is known."""
+    before = (one.get("trained_last") for one in found.get("measured_before", []))
+    return [one for one in (*before, found["pack"]["trained_last"]) if one is not None]
 
 
 def how_good_beside(pack: dict[str, Any]) -> str:
@@ -97,12 +108,14 @@ def measured_before(found: dict[str, Any]) -> str:
 def how_alone(found: dict[str, Any]) -> str:
     """Say how the networks alone were trained."""
     row = found["alone"][0]
+    taught = found["pack"]["trained_last"]["recipe"]["teacher_loss"].upper()
     losses = " and ".join(dict.fromkeys(stage["loss"].upper() for one in found["alone"] for stage in one["stages"]))
     return (
         f"Alone and tuned: same images, inner attack and batch size, {losses} alone. The whole time is that of "
         f"{row['largest_epochs'] / row['part']:.0f} epochs of the largest student, in {RUNS} runs with a cosine each; "
-        "a cheaper network has more epochs in it. A last run with TRADES, as the supernet's largest student had, was "
-        "not tried: it might gain PGD-20 and lose natural accuracy."
+        "a cheaper network has more epochs in it."
+        + f" A last run with {taught}, as the supernet's largest student had, was not tried: it might change both "
+        "accuracies." * (taught not in losses.split(" and "))
     )
 
 
@@ -129,7 +142,7 @@ def bars(found: dict[str, Any]) -> Iterator[str]:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    return [row["student"], *(percent(row[m]) for m in METRICS)]
+    return [row["student"], *(percent(row[m]) for m in COLUMNS)]
 
 
 def minus_cells(student: str, how: str, changes: dict[str, float]) -> list[str]:

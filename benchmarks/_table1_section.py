@@ -9,7 +9,7 @@ from typing import Any
 import _robustness
 import _study
 import numpy as np
-from _page import COLOURS, METRICS, NAMES, Page, differences, of_seeds, seeds_of_rows, slug
+from _page import COLOURS, COLUMNS, METRICS, NAMES, Page, columns, differences, of_seeds, seeds_of_rows, slug
 
 PAPER_TABLE = {
     "cifar10": [
@@ -34,11 +34,11 @@ def table1(page: Page) -> None:
         differ = min(n_seeds) < max(n_seeds)
         rows = [
             [row["which"], _study.TITLES[row["method"]], *[str(n)] * differ,
-             *(_robustness.with_std(row[m]) for m in METRICS)]
+             *(_robustness.with_std(row[m]) for m in COLUMNS)]
             for row, n in zip(found["table"], n_seeds, strict=True)
         ]  # fmt: skip
         names = NAMES | {"autoattack": f"AutoAttack ({b['n_auto']} images)"}
-        page.table(rows, ["student", "trained", *["seeds"] * differ, *(f"{names[m]}, %" for m in METRICS)])
+        page.table(rows, ["student", "trained", *["seeds"] * differ, *columns(b["n_auto"])])
         page.add(words(found, study))
         if found["comparisons"]:
             differences(
@@ -46,8 +46,11 @@ def table1(page: Page) -> None:
             )
         took = list(taken(found["cost"]))
         if took:
-            page.add("What the trainings took; images of a step count once for each student that it trains:")
+            page.add(
+                "What a seed's trainings took on average; images of a step count once for each student that it trains:"
+            )
             page.table(took, ["trained", "student", "hours", "images a second", "on"])
+            page.add(made_on(found["cost"]))
         if study["data"] in PAPER_TABLE:
             papers(page, found, study)
         page.figure(
@@ -67,8 +70,8 @@ def words(found: dict[str, Any], study: dict[str, Any]) -> str:
         f"{of_seeds(*seeds_of_rows(found))}, {b['n_test']:,} test images, AutoAttack on the first "
         f"{b['n_auto']} ({study['autoattack']}; not the reference code). Largest: {sizes['largest'].split(', ')[0]}"
         f"{under}. TRADES alone learns from labels for all {b['teacher_epochs'] + b['step_epochs']} epochs; RSLAD and "
-        f"both supernets learn from a teacher that had {b['teacher_epochs']}: with so few, that may decide between "
-        "them more than the method."
+        f"both supernets learn from a teacher that had {b['teacher_epochs']}: that may decide between them more than "
+        "the method."
     )
 
 
@@ -83,6 +86,21 @@ def taken(costs: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
         images = statistics.mean(cost["student_images"] for cost in own)
         on = " + ".join(dict.fromkeys(cost.get("device", "cpu") for cost in own))
         yield [_study.TITLES[method], which, f"{seconds / 3600:.2f}", f"{images / seconds:,.0f}", on]
+
+
+def made_on(costs: dict[str, dict[str, Any]]) -> str:
+    """Say how long all trainings took together, and which code and machine they were made by, where that is known."""
+    hours = sum(cost["training_seconds"] for cost in costs.values()) / 3600
+    seeds: dict[str, list[str]] = {}
+    for unit, cost in costs.items():
+        made = cost.get("made")
+        how = "not written down" if made is None else f"{made['machine']['cpu']}, commit {str(made['commit'])[:8]}"
+        seeds.setdefault(how, []).append(unit.split("-")[0].removeprefix("seed"))
+    told = (f"seed {' and '.join(dict.fromkeys(numbers))}: {how}" for how, numbers in seeds.items())
+    return (
+        f"All {len(costs)} trainings took {hours:.1f} hours, one after the other or two side by side; on what ("
+        f"{'; '.join(told)}) and beside what decides over seconds."
+    )
 
 
 def papers(page: Page, found: dict[str, Any], study: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import _record
 import safetensors.torch
 import timm
 import torch
@@ -177,6 +178,7 @@ def report(trainer: Trainer, stages: Sequence[Stage], batch_size: int) -> dict[s
         "training_seconds": spent.seconds,
         "macs": spent.macs,
         "device": spent.device,
+        "made": _record.made(),
         "energy_joules": spent.energy_joules,
         "events": trainer.events,
         "history": trainer.history,

@@ -76,14 +76,15 @@ def own_costs(
                 parts.setdefault(name, {}).setdefault(unit, []).append(value)
     means = {name: {unit: statistics.mean(values) for unit, values in cost.items()} for name, cost in parts.items()}
     return {"parts": means, "seeds": parts} | {
-        unit: compared(
-            once=sum(means[name][unit] for name in ("teacher", "steps", "labelling", "predictor")),
-            each=means["search"][unit] + means["candidates"][unit],
-            alone=means["rslad"][unit],
-            alone_once=means["teacher"][unit],
-        )
-        for unit in ("macs", "seconds")
+        unit: compared_parts({name: cost[unit] for name, cost in means.items()}) for unit in ("macs", "seconds")
     }
+
+
+def ratios_by_seed(parts: dict[str, dict[str, list[float]]], unit: str) -> list[float]:
+    """Return the ratio at 50 devices of each seed alone, from what each part took in each."""
+    n_seeds = len(parts["rslad"][unit])
+    of_seeds = ({name: values[unit][i] for name, values in parts.items()} for i in range(n_seeds))
+    return [compared_parts(one)["ratio"]["50"] for one in of_seeds]
 
 
 def training(study: Study, unit: Unit) -> dict[str, float]:
@@ -139,6 +140,16 @@ def paper_costs(name: str) -> dict[str, Any]:
 
 
 # -- comparison -----------------------------------------------------------------------------------
+
+
+def compared_parts(parts: dict[str, float]) -> dict[str, Any]:
+    """Compare N searches with N trainings, given what each part took."""
+    return compared(
+        once=sum(parts[name] for name in ("teacher", "steps", "labelling", "predictor")),
+        each=parts["search"] + parts["candidates"],
+        alone=parts["rslad"],
+        alone_once=parts["teacher"],
+    )
 
 
 def compared(once: float, each: float, alone: float, alone_once: float) -> dict[str, Any]:

@@ -43,12 +43,32 @@ def measure(study: Study, max_flops: float | None) -> dict[str, Any]:
         **found[0],
         "means": means,
         "n_measured": {group: [len(one["measured"][group]) for one in found] for group in ("first", "front")},
+        "mmacs": {
+            group: _robustness.spread(
+                [float(np.mean([row["mmacs"] for row in one["measured"][group]])) for one in found]
+            )
+            for group in ("first", "front")
+        },
+        "last_predicted": {
+            output: _robustness.spread([predicted_mean(one["generations"][1], output) for one in found])
+            for output in OUTPUTS
+        },
         "n_evaluated": [one["n_evaluated"] for one in found],
         "gains": {
-            output: _robustness.compare(*(means[group][output]["measured"]["seeds"] for group in ("front", "first")))
+            output: _robustness.compare(
+                *(means[group][output]["measured"]["seeds"] for group in ("front", "first")),
+                one_image=1 / (N_MEASURED * found[0]["n_images"]),
+            )
             for output in OUTPUTS
         },
     }
+
+
+def predicted_mean(generation: dict[str, Any], output: str) -> float:
+    """Return the mean prediction of those of a generation that keep the limit."""
+    return float(
+        np.mean([value for value, keeps in zip(generation[output], generation["feasible"], strict=True) if keeps])
+    )
 
 
 def searched(study: Study, seed: int, max_flops: float | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def measure(study: Study) -> dict[str, Any]:
         for seed in seeds
         for method in METHODS
     }
+    n_images = min(budget.population_images, budget.n_test)
     first = {method: found[seeds[0], method].accuracies for method in METHODS}
     by_seed = {
         method: [found[seed, method].accuracies[: len(shared)].mean(axis=0) for seed in seeds] for method in METHODS
@@ -38,7 +39,7 @@ def measure(study: Study) -> dict[str, Any]:
     return {
         "n_students": len(archs),
         "n_students_of_all_seeds": len(shared),
-        "n_images": min(budget.population_images, budget.n_test),
+        "n_images": n_images,
         "students": {
             "mmacs": [network.cost(arch).mmacs for arch in archs],
             "params": [network.cost(arch).params for arch in archs],
@@ -48,7 +49,7 @@ def measure(study: Study) -> dict[str, Any]:
         "paired": {o: paired(*(first[method][:, i] for method in METHODS)) for i, o in enumerate(OUTPUTS)},
         "means_by_seed": {
             o: {method: _robustness.spread([float(row[i]) for row in by_seed[method]]) for method in METHODS}
-            | {"difference": compared(by_seed, i)}
+            | {"difference": compared(by_seed, i, 1 / (len(shared) * n_images))}
             for i, o in enumerate(OUTPUTS)
         },
         "seconds_a_student": float(np.mean([seconds(labels) for labels in found.values()])),
@@ -84,10 +85,10 @@ def paired(progressive: np.ndarray, random: np.ndarray) -> dict[str, float]:
     }
 
 
-def compared(by_seed: dict[str, list[np.ndarray]], output: int) -> dict[str, Any]:
+def compared(by_seed: dict[str, list[np.ndarray]], output: int, one_image: float) -> dict[str, Any]:
     """Compare the mean over the students seed by seed."""
     a, b = ([float(row[output]) for row in by_seed[method]] for method in METHODS)
-    found = _robustness.compare(a, b)
+    found = _robustness.compare(a, b, one_image)
     names = (_study.TITLES[method] for method in METHODS)
     return found | {"verdict": _robustness.verdict(*names, _robustness.NAMES[OUTPUTS[output]], found)}
 

@@ -297,6 +297,8 @@ def summarise(experiment: Experiment, seeds: Sequence[int]) -> dict[str, Any]:
     counted = {record["student_images"] for rows in records.values() for record in rows}
     assert len(counted) == 1, f"the schedules trained on different numbers of student-images: {counted}"
     teachers = [json.loads(experiment.record(Unit(seed, TEACHER)).read_text()) for seed in seeds]
+    b = experiment.budget
+    one_image = outcome(len(archs), b.n_test, len(over_cost(network, archs, b.auto_students)), b.n_auto)
     norms = {f"{BASELINE}, batch": records[BASELINE][: len(bn_seeds)], **{name: records[name] for name in BATCH_NORM}}
     return {
         "settings": experiment.settings(),
@@ -318,8 +320,8 @@ def summarise(experiment: Experiment, seeds: Sequence[int]) -> dict[str, Any]:
             "training_seconds": [t["training_seconds"] for t in teachers],
             "macs": teachers[0]["macs"],
         },
-        "schedules": compared({name: records[name] for name in SCHEDULES}, seeds),
-        "batch_norm": compared(norms, bn_seeds),
+        "schedules": compared({name: records[name] for name in SCHEDULES}, seeds, one_image),
+        "batch_norm": compared(norms, bn_seeds, one_image),
         "students": [
             {"arch": arch.to_dict(), "mmacs": network.cost(arch).mmacs, "drawn": how}
             | {name: {m: [record["students"][place][m] for record in rows] for m in _robustness.METRICS}
@@ -329,9 +331,16 @@ def summarise(experiment: Experiment, seeds: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compared(records: dict[str, list[dict[str, Any]]], seeds: Sequence[int]) -> dict[str, Any]:
+def outcome(n_students: int, n_test: int, auto_students: int, n_auto: int) -> dict[str, float]:
+    """Return what each metric's mean over the students changes by with one image more in one of them."""
+    return dict.fromkeys(_robustness.METRICS, 1 / (n_students * n_test)) | {"autoattack": 1 / (auto_students * n_auto)}
+
+
+def compared(
+    records: dict[str, list[dict[str, Any]]], seeds: Sequence[int], one_image: dict[str, float]
+) -> dict[str, Any]:
     """Return the figures of each name and its differences from the first one, seed by seed."""
-    baseline, *others = records
+    baseline = next(iter(records))
     found: dict[str, Any] = {"seeds": list(seeds), "rule": _robustness.RULE, "baseline": baseline}
     for name, rows in records.items():
         found[name] = {
@@ -341,14 +350,19 @@ def compared(records: dict[str, list[dict[str, Any]]], seeds: Sequence[int]) -> 
             "macs": [record["macs"] for record in rows],
             "events": [record["events"] for record in rows],
         }
-    verdicts = []
-    for name in others:
+    return against_first(found, one_image)
+
+
+def against_first(found: dict[str, Any], one_image: dict[str, float]) -> dict[str, Any]:
+    """Add to the figures of each name its differences from those of the first, and what they say."""
+    baseline, verdicts = found["baseline"], []
+    for name in [name for name, row in found.items() if isinstance(row, dict) and name != baseline]:
         differences = {
-            metric: _robustness.compare(found[name][metric]["seeds"], found[baseline][metric]["seeds"])
-            for metric in _robustness.METRICS
+            m: _robustness.compare(found[name][m]["seeds"], found[baseline][m]["seeds"], one_image[m])
+            for m in _robustness.METRICS
         }
         found[name][f"against {baseline}"] = differences
-        verdicts += [_robustness.verdict(name, baseline, metric, d) for metric, d in differences.items()]
+        verdicts += [_robustness.verdict(name, baseline, _robustness.NAMES[m], d) for m, d in differences.items()]
     return found | {"verdict": "; ".join(verdicts)}
 
 
@@ -419,7 +433,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         opened = open_folder(experiment)
         run_all(opened, args.seeds, args.jobs)
         results[opened.data] = summarise(opened, args.seeds)
-        path = _record.save(args.out, {"budget": args.budget, "jobs": args.jobs, "data": results}, None, started)
+        path = _record.save(
+            args.out, {"budget": args.budget, "jobs": args.jobs, "data": results}, args.seeds[0], started
+        )
     print(table(results))
     for data, found in results.items():
         for part in ("schedules", "batch_norm"):

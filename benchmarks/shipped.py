@@ -10,7 +10,7 @@ Parts, each of which goes on from what it has left in the ``--work`` folder:
 - ``pack``: weights rounded to float16; images for calibration that are no photographs, but have the statistics that the
   training images have in every student; labels on validation images; the predictor; the folder in the package.
 - ``card``: five students (the ends and three that a search found) on the test images: natural, FGSM, PGD-20 and, on
-  fewer images, AutoAttack. Nothing was chosen on these images.
+  fewer images, AutoAttack. No weights, student or search is chosen on these images.
 - ``attack``: AutoAttack on all test images for these five, the cheapest first. It takes hours: so many images at a
   time leave a line in a small record, and with ``--n-attacked`` a run does so many of the students.
 - ``alone``: the largest and the found students trained alone, for as long as the supernet took, and the found ones for
@@ -220,7 +220,7 @@ def write_cards(
     n_before = len(measured_before(job))
     measurement = job.measurement + (
         f" Students of {n_before} earlier training{'s' * (n_before > 1)}, from which this one went on, were measured "
-        "on them before." * bool(n_before)
+        "on them before, and the recipe was changed in between: the figures may flatter a little." * bool(n_before)
     )
     estimator.supernet_.metadata |= {"students": students, "measurement": measurement}
     estimator.save(job.packed, dtype="float16")

@@ -48,7 +48,7 @@ def measure(study: Study, as_it_stands: bool = False) -> dict[str, Any]:
             which: [described(study, archs[seed][which]) for seed in archs if which in archs[seed]] for which in WHICH
         },
         "table": summary(rows),
-        "comparisons": comparisons(rows),
+        "comparisons": comparisons(rows, study.budget),
         "cost": {str(unit): found for seed in archs for unit, found in costs(study, seed, archs[seed])},
         "rows": rows,
     }
@@ -71,7 +71,7 @@ def costs(study: Study, seed: int, archs: dict[str, Architecture]) -> Iterator[t
     for unit in (Unit(seed, _study.TEACHER), *(Unit(seed, method) for method in SHARED), *alone):
         if study.is_trained(unit):
             record = study.record(unit)
-            names = ("macs", "training_seconds", "student_images", "device", "energy_joules")
+            names = ("macs", "training_seconds", "student_images", "device", "energy_joules", "made")
             which = next((name for name, arch in archs.items() if arch == unit.arch), None)
             found = {name: record[name] for name in names if name in record}
             yield unit, {"method": unit.method, "which": which, **found}
@@ -130,16 +130,17 @@ def values(rows: list[dict[str, Any]], method: str, which: str, metric: str) -> 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {"method": method, "which": which}
-        | {metric: _robustness.spread([*values(rows, method, which, metric).values()]) for metric in _robustness.TABLE}
+        | {m: _robustness.spread([*values(rows, method, which, m).values()]) for m in _robustness.COLUMNS}
         for which in WHICH
         for method in (*SHARED, *ALONE)
         if values(rows, method, which, "natural")
     ]
 
 
-def comparisons(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def comparisons(rows: list[dict[str, Any]], budget: _study.Budget) -> list[dict[str, Any]]:
     """Compare the progressive supernet's students with all others, in the seeds that have both."""
     found = []
+    one_image = dict.fromkeys(_robustness.TABLE, 1 / budget.n_test) | {"autoattack": 1 / budget.n_auto}
     for which in WHICH:
         for other in (RANDOM, *ALONE):
             for metric in _robustness.TABLE:
@@ -147,7 +148,9 @@ def comparisons(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 seeds = [seed for seed in own if seed in others]
                 if not seeds:
                     continue
-                difference = _robustness.compare([own[seed] for seed in seeds], [others[seed] for seed in seeds])
+                difference = _robustness.compare(
+                    [own[seed] for seed in seeds], [others[seed] for seed in seeds], one_image[metric]
+                )
                 words = _robustness.verdict(
                     _study.TITLES[PROGRESSIVE], _study.TITLES[other], _robustness.NAMES[metric], difference
                 )

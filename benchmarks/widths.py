@@ -53,7 +53,12 @@ def measure(study: Study) -> dict[str, Any]:
         "students": [
             {"student": name, "mmacs": network.cost(arch).mmacs, "params": network.cost(arch).params}
             | {m: {metric: _robustness.spread(values(rows, m, name, metric)) for metric in METRICS} for m in METHODS}
-            | {"verdicts": [verdict(rows, name, metric) for metric in METRICS]}
+            | {
+                "against": {
+                    other[0]: differences(rows, name, other, study.budget.n_test)
+                    for other in ((RANDOM, name), (TEACHER, "largest"))
+                }
+            }
             for name, arch in archs.items()
         ],
         "largest_with_trades": lines,
@@ -83,9 +88,14 @@ def values(rows: list[dict[str, Any]], method: str, student: str, metric: str) -
     return [row[metric] for row in rows if (row["method"], row["student"]) == (method, student)]
 
 
-def verdict(rows: list[dict[str, Any]], student: str, metric: str) -> str:
-    difference = _robustness.compare(*(values(rows, method, student, metric) for method in METHODS))
-    return _robustness.verdict(*(_study.TITLES[m] for m in METHODS), _robustness.NAMES[metric], difference)
+def differences(
+    rows: list[dict[str, Any]], student: str, other: tuple[str, str], n_images: int
+) -> dict[str, dict[str, Any]]:
+    """Compare a student of the progressive supernet with another, given as how it was trained and which it is."""
+    return {
+        m: _robustness.compare(values(rows, PROGRESSIVE, student, m), values(rows, *other, m), 1 / n_images)
+        for m in METRICS
+    }
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

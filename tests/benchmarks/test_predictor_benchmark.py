@@ -79,7 +79,8 @@ def test_rows_are_averaged_over_seeds_and_compared_seed_by_seed(benchmark_module
         assert row["active - uniform"]["mean"] == pytest.approx(-0.015)
         assert "active wins † (RMSE" in benchmark_module.verdict(row)
         assert "no difference shown" in benchmark_module.verdict(row, "mixed")
-    assert benchmark_module.bar(rows, 30)[0].endswith("above 0.0073")
+    curve = benchmark_module.curve(rows, [30])
+    assert benchmark_module.bars(curve)[0].endswith("above 0.0073")
 
 
 def test_a_population_is_described_with_the_chance_in_its_labels(benchmark_module: ModuleType) -> None:
