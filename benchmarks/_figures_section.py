@@ -9,7 +9,7 @@ import _study
 import numpy as np
 import predictor
 from _answers import n_devices
-from _page import COLOURS, NAMES, Page, between, differences, of_seeds, percent, points, slug
+from _page import COLOURS, NAMES, Page, between, counted, differences, of_seeds, percent, points, slug
 from devices import PAPER_EPOCHS, PAPER_LABELS, WIDE_EPOCHS, ratios_by_seed
 
 PAPER_GAINS = {  # the best progressive student minus the best random one, section 5.1
@@ -102,13 +102,13 @@ def widths(page: Page) -> None:
 def widths_words(found: dict[str, Any]) -> str:
     """Say whether what the paper reads from its figure 6 is seen here."""
     changes = [change for row in found["students"] for change in row["against"]["random"].values()]
-    better, worse = (sum(bool(c["shown"]) and (c["mean"] > 0) == wins for c in changes) for wins in (True, False))
+    better, worse = counted(changes)
     least = found["students"][0]
     behind = ", ".join(f"{NAMES[metric]} {points(change)}" for metric, change in least["against"]["teacher"].items())
     return (
         "The paper's students are better in all when trained progressively, and a narrow one nearly equals the largest "
-        f"network trained with TRADES. Here progressive training is shown to be better in {better or 'none'} of "
-        f"{len(changes)} comparisons with random sampling, worse in {worse or 'none'}; the narrowest student "
+        f"network trained with TRADES. Here progressive training is shown to be better in {better} of "
+        f"{len(changes)} comparisons with random sampling, worse in {worse}; the narrowest student "
         f"({least['student']}) minus the largest trained with TRADES, in points: {behind}."
     )
 

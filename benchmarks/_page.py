@@ -179,6 +179,17 @@ def differences(page: Page, rows: Sequence[Difference], names: dict[str, str]) -
     )
 
 
+def counted(changes: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Say how many differences are shown to be above zero, and how many below; how many barely stands beside it."""
+
+    def told(found: list[dict[str, Any]]) -> str:
+        barely = sum(bool(_robustness.mark(change)) for change in found)
+        return f"{len(found) or 'none'}{f' ({barely} of them †)' * (barely > 0)}"
+
+    above, below = (told([c for c in changes if c["shown"] and (c["mean"] > 0) == up]) for up in (True, False))
+    return above, below
+
+
 def points(found: dict[str, Any]) -> str:
     """Return a difference in points with its standard error, in bold where it is shown, marked where barely."""
     text = f"{100 * found['mean']:+.2f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,15 +92,15 @@ def taken(costs: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
 def made_on(costs: dict[str, dict[str, Any]]) -> str:
     """Say how long all trainings took together, and which code and machine they were made by, where that is known."""
     hours = sum(cost["training_seconds"] for cost in costs.values()) / 3600
-    seeds: dict[str, list[str]] = {}
-    for unit, cost in costs.items():
-        made = cost.get("made")
-        how = "not written down" if made is None else f"{made['machine']['cpu']}, commit {str(made['commit'])[:8]}"
-        seeds.setdefault(how, []).append(unit.split("-")[0].removeprefix("seed"))
-    told = (f"seed {' and '.join(dict.fromkeys(numbers))}: {how}" for how, numbers in seeds.items())
+    makers = Counter(
+        "not written down"
+        if (made := cost.get("made")) is None
+        else f"{made['machine']['cpu']}, commit {str(made['commit'])[:8]}"
+        for cost in costs.values()
+    )
     return (
-        f"All {len(costs)} trainings took {hours:.1f} hours, one after the other or two side by side; on what ("
-        f"{'; '.join(told)}) and beside what decides over seconds."
+        f"All {len(costs)} trainings took {hours:.1f} hours, one after the other or two side by side, which seconds "
+        f"depend on as on the machine ({'; '.join(f'{n} of them: {maker}' for maker, n in makers.items())})."
     )
 
 

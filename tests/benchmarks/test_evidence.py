@@ -30,6 +30,7 @@ HELPERS = (
     *STUDIES,
     "_alone",
     "_answers",
+    "_figures_section",
     "_page",
     "_shipped",
     "_shipped_section",
@@ -217,7 +218,7 @@ def test_the_page_begins_with_answers(scripts: dict[str, ModuleType], tmp_path: 
     other = own | {"natural": spread([0.49, 0.50, 0.51]), "autoattack": spread([0.3, 0.2, 0.1])}
     data = {
         "settings": {"budget": {"n_students": 2, "n_auto": 80}},
-        "schedules": {"paper": own, "random": other},
+        "schedules": {"seeds": [0, 1, 2], "paper": own, "random": other},
         "autoattack": {"students": [0, 7]},
         "batch_norm": {"seeds": [0, 1, 2]},
     }
@@ -227,9 +228,48 @@ def test_the_page_begins_with_answers(scripts: dict[str, ModuleType], tmp_path: 
     cells = [cell.strip() for cell in made.parts[-1].splitlines()[-1].strip("|").split("|")]
     # Differences of 1, 2 and 3 points: their deviation is 1, the standard error 1 / sqrt(3).
     auto = "+0.00 ± 5.77 (2 students, 80 images)"
-    assert cells == ["digits", "2", "3", "**+2.00 ± 0.58** †", "+0.00 ± 0.00", auto]
+    assert cells == ["digits", "2", "0, 1, 2", "**+2.00 ± 0.58** †", "+0.00 ± 0.00", auto]
     answer = "Yes: of 2 comparisons of natural and PGD-20 accuracy 1 (1 of them †) show it to be better and none random"
     assert answer in made.parts[-2]
+
+
+def test_rows_of_the_same_draws_are_said_not_to_be_independent(scripts: dict[str, ModuleType]) -> None:
+    overlap = scripts["_answers"].overlap
+    rows = [(data, 50, seeds, {}, "") for data, seeds in (("a", [0, 1, 2]), ("a, figures", [2, 3]), ("b", [0, 1, 2]))]
+    assert overlap(rows) == (
+        " The rows 'a' and 'a, figures' have the seeds 2 in common, with the same draws: they are not independent."
+    )
+    assert overlap(rows[::2]) == ""
+
+
+def test_the_page_says_how_often_the_shipped_weights_were_trained(scripts: dict[str, ModuleType]) -> None:
+    recipe = {
+        "model": "net",
+        "attack": "fgsm",
+        "eps": 0.1,
+        "loss": "rslad",
+        "teacher_loss": "sat",
+        "sampler": "uniform",
+    }
+    in_place = recipe | {"in_place": True, "sampler": "sandwich"}
+    last = {"recipe": in_place | {"teacher_loss": "trades"}, "budget": {"step_epochs": 1}}
+    stage = {"images": 900, "macs": 1.0, "steps": 9, "seconds": 3600.0}
+    found = {
+        "recipe": recipe,
+        "budget": {"n_train": 100},
+        "measured_before": [
+            {"trained_last": {"recipe": recipe, "budget": {"step_epochs": 1}}},
+            {"trained_last": {"recipe": in_place, "budget": {"step_epochs": 2}}},
+        ],
+        "pack": {"trained_last": last, "spent": dict.fromkeys(("teacher", "depth", "labelling"), stage)}
+        | {"training_seconds": 7200, "cores": 1, "n_labels": 5, "bytes": 10},
+    }
+    text = scripts["_shipped_section"].how_made(found)
+    assert "in 3 trainings, each from the one before: teacher 9 epochs (SAT), steps 9 epochs (RSLAD)" in text
+    assert (
+        "the last 9 of them with all dimensions open, sandwich" in text
+        and "(6 with SAT and then 3 with TRADES)" in text
+    )
 
 
 def test_the_page_says_what_is_not_measured_yet(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -276,7 +316,7 @@ def test_the_front_of_a_population_is_what_no_student_beats_in_both(scripts: dic
     natural, robust = np.random.default_rng(0).integers(0, 12, (2, 200)) / 12
     pairs = set(zip(natural, robust, strict=True))
     beaten = {(n, r) for n, r in pairs for m, s in pairs if m >= n and s >= r and (m, s) != (n, r)}
-    assert set(zip(*scripts["results_page"].front(natural, robust), strict=True)) == pairs - beaten
+    assert set(zip(*scripts["_figures_section"].front(natural, robust), strict=True)) == pairs - beaten
 
 
 def test_what_was_measured_of_earlier_weights_is_kept(
@@ -288,10 +328,15 @@ def test_what_was_measured_of_earlier_weights_is_kept(
     figures = {"natural": 0.7, "fgsm": 0.5, "pgd20": 0.4, "autoattack": 0.3}
     card = [{"student": "largest", **figures}, {"student": "smallest", **figures}]
     assert module.measured_before(job) == []
-    file = {"commit": "1234", "date": "2026-01-01", "results": {"weights": "a", "card": card}}
+    file = {
+        "commit": "1234",
+        "date": "2026-01-01",
+        "results": {"weights": "a", "card": card, "pack": {"trained_last": {"budget": 1}}},
+    }
     out.write_text(json.dumps(file))
     (one,) = module.measured_before(job)
-    assert one == {"weights": "a", "commit": "1234", "date": "2026-01-01", **figures}
+    made = {"weights": "a", "commit": "1234", "date": "2026-01-01", "trained_last": {"budget": 1}}
+    assert one == made | figures
     file["results"] |= {"weights": "b", "measured_before": [one]}  # the same weights again are no new training
     out.write_text(json.dumps(file))
     assert module.measured_before(job) == [one]
@@ -324,6 +369,10 @@ def test_devices_break_even_where_the_costs_are_equal(scripts: dict[str, ModuleT
     assert found["devices_for_60"] == 1464  # 101 n = 60 (1000 + n) at n = 1463.4
     never = scripts["devices"].compared(once=1000.0, each=2.0, alone=100.0, alone_once=0.0)
     assert never["devices_for_60"] is None  # each search costs a fiftieth of a training
+    parts = {"teacher": [100.0, 0.0], "steps": [50.0, 0.0], "labelling": [50.0, 0.0], "predictor": [0.0, 10.0]}
+    parts |= {"search": [1.0, 0.0], "candidates": [1.0, 0.0], "rslad": [10.0, 4.0]}
+    by_seed = scripts["devices"].ratios_by_seed({name: {"macs": values} for name, values in parts.items()}, "macs")
+    assert by_seed == pytest.approx([(100 + 500) / (200 + 100), 200 / 10])
 
 
 def test_the_papers_costs_are_those_of_its_schedule(scripts: dict[str, ModuleType]) -> None:

@@ -92,6 +92,16 @@ def test_the_interval_is_that_of_students_t(schedules: ModuleType) -> None:
     assert found["t_interval"] == pytest.approx([0.2 - 4.3026527 * error, 0.2 + 4.3026527 * error])  # from a table
 
 
+def test_equal_counts_in_all_seeds_are_no_certainty(schedules: ModuleType) -> None:
+    # Three images of 320 more in each of three seeds: as if nothing were left to chance.
+    compare, one = schedules._robustness.compare, 1 / 320
+    equal = compare([3 * one] * 3, [0.0] * 3, one)
+    assert equal["standard_error"] == pytest.approx(one)
+    assert equal["shown"] and schedules._robustness.mark(equal) == " †"  # 4.3 images reach beyond zero
+    assert not compare([2 * one] * 3, [0.0] * 3, one)["shown"]
+    assert compare([0.1, 0.2, 0.3], [0.0] * 3, one)["standard_error"] == pytest.approx(0.1 / 3**0.5)
+
+
 class Linear(nn.Module):
     """Tells two colours apart by one pixel's sign around 0.5, so that its distance to the boundary is known."""
 
