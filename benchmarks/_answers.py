@@ -78,8 +78,8 @@ def sampling_words(rows: Sequence[Sampling]) -> str:
     better, worse = counted(changes)
     n_better, n_worse = (sum(bool(c["shown"]) and (c["mean"] > 0) == wins for c in changes) for wins in (True, False))
     return (
-        f"{'Yes' if n_better > n_worse else 'No'}: of {len(changes)} comparisons of natural and PGD-20 accuracy {better} "
-        f"show it to be better and {worse} random sampling.{overlap(rows)}"
+        f"{'Yes' if n_better > n_worse else 'No'}: of {len(changes)} comparisons of natural and PGD-20 accuracy "
+        f"{better} show it to be better and {worse} random sampling.{overlap(rows)}"
     )
 
 

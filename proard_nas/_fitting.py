@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import timm
 import torch
+from sklearn.utils import check_random_state
 from torch import nn
 
 from . import _labelling, _warm_start, distributed, supernets
@@ -22,10 +23,11 @@ from ._numbers import whole_number
 from ._random import derive_seed
 from ._reporting import EpochReports
 from ._run_folder import open_run, run_seed
-from ._teacher import own_teacher
+from ._teacher import check_teacher, own_teacher
 from ._warm_start import Before
 from .attacks import seeded, warn_if_short
 from .data import PreparedData, check_columns, check_image_size, prepare
+from .data.splitting import check_fraction
 from .supernets import Supernet
 from .training import (
     PRECISIONS,
@@ -133,12 +135,17 @@ def check_parameters(estimator: ProARDEstimator) -> None:
     estimator._attack("pgd")
     make_loss(estimator.loss)
     make_loss(estimator.teacher_loss)
-    if not (estimator.teacher is None or isinstance(estimator.teacher, (str, nn.Module))):
-        raise ValueError(f"teacher must be a module, a timm model's name or None, got {estimator.teacher!r}")
-    for name, lowest in (("n_labels", _labelling.LEAST_LABELS), ("n_calibration", 1), ("n_watch", 0)):
+    check_teacher(estimator.teacher)
+    for name, lowest in (("n_calibration", 1), ("n_watch", 0)):
         whole_number(name, getattr(estimator, name), lowest)
     _labelling.check_parameters(estimator)
-    stages_of(estimator, _make_model(estimator))
+    check_random_state(estimator.random_state)
+    check_fraction(estimator.val_fraction)
+    if estimator.num_classes is not None:
+        whole_number("num_classes", estimator.num_classes, 2)
+    supernet = _make_model(estimator)
+    _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
+    stages_of(estimator, supernet)
     if estimator.log_dir is not None:
         TensorBoardWriter(estimator.log_dir)  # so that a missing package is noticed now
 
@@ -152,11 +159,17 @@ def _check_model_args(given: Any) -> None:
 
 
 def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:
-    """Return the stages of an estimator's schedule for a supernet."""
+    """Return the stages of an estimator's schedule for a supernet.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be made, or there is a teacher that none of them would ask.
+    """
     schedule: Any = estimator.schedule
     if not isinstance(schedule, str):  # a stage that was loaded without its loss is a dict; now the loss must be there
         schedule = [Stage.from_dict(stage) if isinstance(stage, dict) else stage for stage in schedule]
-    return make_schedule(
+    stages = make_schedule(
         schedule,
         supernet.space,
         loss=estimator.loss,
@@ -166,6 +179,13 @@ def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:
         own_teacher=estimator.teacher is not None,
         anneal=estimator.anneal,
     )
+    if estimator.teacher is not None and not any(make_loss(stage.loss).needs_teacher for stage in stages):
+        named = ", ".join(dict.fromkeys(repr(loss_name(stage.loss)) for stage in stages))
+        raise ValueError(
+            f"a teacher was given, but no stage distils from one (their losses: {named}); allowed: a loss that does, "
+            "such as 'rslad', or teacher=None"
+        )
+    return stages
 
 
 def training_facts(estimator: ProARDEstimator, stages: Sequence[Stage]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from ._numbers import whole_number
 from ._random import derive_seed
 from .data import ArraySource, Source
 from .evaluation import Label, Labels, label_students
-from .evaluation.labels import record_parts
-from .evaluation.population import IMAGES, images_checksum, label_student
+from .evaluation.labels import IMAGES, record_parts
+from .evaluation.population import images_checksum, label_student
 from .supernets import Architecture, Supernet
 from .training import exit_at_sigterm, labelling_macs
 
@@ -75,12 +75,14 @@ def known_or_measured(
     settings = _settings_now(estimator, val, X is None)
     same = all(known.settings.get(name) == value for name, value in settings.items())
     found = {label.architecture: label for label in known.students} if same else {}
-    return Labels(tuple(found.get(arch) or measure(estimator, arch, val) for arch in architectures), settings)
+    new = _label_students(estimator, [arch for arch in architectures if arch not in found], val)
+    found |= {label.architecture: label for label in new.students}
+    return Labels(tuple(found[arch] for arch in architectures), settings)
 
 
-def measure(estimator: ProARDEstimator, arch: Architecture, val: Source | None = None) -> Label:
-    """Measure one student, on the validation images at hand by default; see `ProARDEstimator.measure`."""
-    val, attack = _validation(estimator, None, None) if val is None else val, estimator._attack("pgd")
+def measure(estimator: ProARDEstimator, arch: Architecture) -> Label:
+    """Measure one student on the validation images at hand; see `ProARDEstimator.measure`."""
+    val, attack = _validation(estimator, None, None), estimator._attack("pgd")
     seed = derive_seed(estimator.seed_, "labels")
     return label_student(estimator.supernet_, arch, val, estimator.calibration_images_, attack, seed=seed)
 
@@ -127,10 +129,11 @@ def _validation(estimator: ProARDEstimator, X: Any, y: Any) -> Source:
 
 
 def check_validation(estimator: ProARDEstimator) -> None:
-    """Raise RuntimeError if an estimator has no validation images: one that was loaded."""
+    """Raise RuntimeError if an estimator has no validation images: one that was loaded, or was stopped in training."""
     if not hasattr(estimator, "_val"):
         raise RuntimeError(
-            "an estimator loaded from a folder has no validation data; give it to label as X and y, or use evaluate"
+            "the estimator has no validation data, as after loading, or a fit that was stopped; give it to label as X "
+            "and y, go on with fit, or use evaluate"
         )
 
 

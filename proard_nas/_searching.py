@@ -6,6 +6,8 @@ import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from . import search as room
 from ._errors import unknown_name
 from ._labelling import check_validation, known_or_measured
@@ -39,7 +41,8 @@ def search(
     labelled = [_labelled(estimator, label) for label in estimator.labels_.students]
     if "warm_start" not in constraints:
         size = constraints.get("population_size", 100)
-        n = max(1, size // WARM_SHARE) if isinstance(size, int) else 1  # the search says what else is wrong with it
+        whole = isinstance(size, (int, np.integer))  # the search says what else is wrong with it
+        n = max(1, int(size) // WARM_SHARE) if whole else 1
         constraints["warm_start"] = _best_labelled(labelled, {"max_flops": max_flops, **constraints}, n)
     result = room.search(
         estimator.supernet_.space,

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from .estimator import ProARDEstimator
 
 
+def check_teacher(given: object) -> None:
+    """Raise ValueError unless it is a network, the name of a timm model, or None."""
+    if not (given is None or isinstance(given, (str, nn.Module))):
+        raise ValueError(f"teacher must be a module, a timm model's name or None, got {given!r}")
+    if isinstance(given, str) and ":" not in given and not timm.is_model(given.partition(".")[0]):
+        raise ValueError(
+            f"teacher {given!r} is no timm model; allowed: one of timm.list_models(), 'hf-hub:OWNER/NAME', "
+            "'local-dir:FOLDER', or a module"
+        )
+
+
 def own_teacher(estimator: ProARDEstimator, data: PreparedData) -> nn.Module | None:
     """Return a teacher of the user's own, once it has been seen to fit the data."""
     teacher = estimator.teacher

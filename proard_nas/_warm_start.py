@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from . import distributed
 from ._describing import digest
 from .data import ArraySource, DataSummary, Source
-from .evaluation.population import IMAGES, images_checksum
+from .evaluation.labels import IMAGES
+from .evaluation.population import images_checksum
 from .supernets import Supernet
 from .training import Ledger
 

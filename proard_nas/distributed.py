@@ -17,9 +17,13 @@ _groups = itertools.count()
 Value = TypeVar("Value")
 
 
+def _has_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def is_on() -> bool:
     """Return whether this is one of several processes that work together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return _has_group() and dist.get_world_size() > 1
 
 
 def rank() -> int:
@@ -34,7 +38,7 @@ def world_size() -> int:
 
 def is_main() -> bool:
     """Return whether this process writes files and shows progress; under torchrun, also before and after a group."""
-    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
+    return (dist.get_rank() if _has_group() else int(os.environ.get("RANK", "0"))) == 0
 
 
 @contextlib.contextmanager
@@ -48,7 +52,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     device : torch.device
         What this process computes on; see `local_device`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _has_group():
         yield
         return
     from torch.distributed.rendezvous import rendezvous  # which not every build of torch has

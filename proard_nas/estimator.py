@@ -404,7 +404,13 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         return search(self, max_flops, verify, constraints)
 
     def measure(self, arch: Architecture) -> Label:
-        """Measure one student's natural and robust accuracy on the validation part of `fit`'s data."""
+        """Measure one student's natural and robust accuracy on the validation part of `fit`'s data.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no such part: the estimator was loaded, or its training was stopped.
+        """
         from ._labelling import measure
 
         check_is_fitted(self, "supernet_")

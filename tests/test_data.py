@@ -499,7 +499,7 @@ def test_num_classes_lets_a_class_have_no_image():
         ValueError, match=r"out of range for num_classes=3; allowed: 3 distinct labels, or integers from 0"
     ):
         encode_labels([0, 3, 3], num_classes=3)
-    with pytest.raises(ValueError, match="num_classes is 1; allowed: at least 2 classes"):
+    with pytest.raises(ValueError, match="num_classes must be a whole number of at least 2, got 1"):
         prepare(images(), labels(), num_classes=1)
 
 
@@ -834,6 +834,12 @@ def test_what_is_split_off_is_checked_before_anything_is_read():
     ):
         with pytest.raises(ValueError, match=message):
             prepare(Unread(range(9)), **change)
+
+
+def test_dates_as_labels_are_refused():
+    x, y = np.random.default_rng(0).random((4, 1, 8, 8)), np.array(["2026-01-01", "2026-01-02"] * 2, "datetime64[D]")
+    with pytest.raises(ValueError, match=r"labels of type datetime64\[D\]; allowed: numbers and texts"):
+        prepare(x, y)
 
 
 def test_a_label_that_cannot_be_a_class_is_refused():

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from proard_nas import ProARDEstimator
 from proard_nas._devices import device_of
+from proard_nas._fitting import check_parameters
 from proard_nas._random import derive_seed
 from proard_nas.deploy import build_latency_table, save_student
 from proard_nas.evaluation import AttackSettings, UncalibratedError, evaluate
@@ -467,6 +468,8 @@ def test_labels_out_of_range_are_refused(monkeypatch):
         ({"batch_size": 1}, "batch_size must be a whole number of at least 2, got 1"),
         ({"n_labels": 0}, "n_labels must be a whole number of at least"),
         ({"val_fraction": 1.5}, "val_fraction"),
+        ({"teacher": "resnet5000"}, "teacher 'resnet5000' is no timm model; allowed: one of timm.list_models"),
+        ({"teacher": torch.nn.Flatten(), "loss": "trades"}, "no stage distils from one .their losses: 'trades'.*rslad"),
         ({"model_args": {"depths": ()}}, "depths must list at least one choice"),
     ],
 )
@@ -474,6 +477,23 @@ def test_wrong_parameters_are_refused_before_training(monkeypatch, parameters, m
     no_training(monkeypatch)
     with pytest.raises(ValueError, match=message):
         ProARDEstimator(**{**SMALL, **parameters}).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"val_fraction": 2}, "val_fraction is 2; allowed: above 0 and below 1"),
+        ({"num_classes": 1}, "num_classes must be a whole number of at least 2, got 1"),
+        ({"num_classes": "10"}, "num_classes must be a whole number of at least 2, got '10'"),
+        ({"random_state": "x"}, "'x' cannot be used to seed"),
+        ({"n_labels": 10**9}, "n_labels=1000000000 is more than the"),
+        ({"clip_grad": "1"}, "clip_grad must be a number, got '1'"),
+        ({"teacher": 3}, "teacher must be a module, a timm model's name or None, got 3"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_data_are_read(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        check_parameters(ProARDEstimator(**{**SMALL, **parameters}))
 
 
 def test_columns_of_validation_data_in_another_order_are_refused(monkeypatch):

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from torch.utils.data import TensorDataset
 
-from proard_nas import ProARDEstimator, SearchResult, _labelling
+from proard_nas import ProARDEstimator, SearchResult, _labelling, _searching
 from proard_nas._random import derive_seed
 from proard_nas._searching import verified
 from proard_nas.data import ArraySource
@@ -288,6 +288,14 @@ def test_a_checksum_is_of_images_and_labels_in_any_order(val):
     assert images_checksum(ArraySource(torch.nextafter(x, torch.tensor(1.0)), y)) != value
 
 
+@pytest.mark.parametrize("size", [50, np.int64(50)])
+def test_a_fifth_of_the_first_generation_are_labelled_students(fitted, monkeypatch, size):
+    seen = []
+    monkeypatch.setattr(_searching, "_best_labelled", lambda labelled, limits, n: seen.append(n) or [])
+    fitted.search(population_size=size, n_generations=1, refine=False)
+    assert seen == [10]
+
+
 # -- wrong input ------------------------------------------------------------------------------
 
 
@@ -328,10 +336,15 @@ def test_verifying_looks_labelled_students_up_and_measures_only_others(loaded, v
     other = next(arch for arch in space.sample_distinct(14, 0) if arch not in loaded.labels_.architectures)
     archs = [first.architecture, second.architecture, other]
     result = SearchResult([Candidate(arch, 1, 1, 0.5, 0.5) for arch in archs])
-    seen, real = [], _labelling.label_student
-    monkeypatch.setattr(
-        _labelling, "label_student", lambda *given, **more: (seen.append(given[1]), real(*given, **more))[1]
-    )
+    seen, jobs, real = [], [], _labelling.label_students
+
+    def watched(network, archs, *given, **more):
+        seen.extend(archs)
+        jobs.append(more["n_jobs"])
+        return real(network, archs, *given, **more)
+
+    monkeypatch.setattr(_labelling, "label_students", watched)
+    monkeypatch.setattr(loaded, "n_jobs", 2)
 
     def measured(*data):
         seen.clear()
@@ -347,4 +360,4 @@ def test_verifying_looks_labelled_students_up_and_measures_only_others(loaded, v
     assert loaded.measure(first.architecture).robust_accuracy == first.robust_accuracy
     loaded.eval_steps = 3
     measured()
-    assert len(seen) == 3
+    assert len(seen) == 3 and set(jobs) == {2}

@@ -46,6 +46,15 @@ def add_data(
         group.add_argument("--val-split", metavar="NAME", help="the validation part of a named data set")
 
 
+def check_no_data(arguments: argparse.Namespace, flag: str) -> None:
+    """Raise ValueError if data are named, which only another flag, that was not given, would read."""
+    names = [
+        f"--{name.replace('_', '-')}" for name in ("data", "val_data", "val_split") if getattr(arguments, name, None)
+    ]
+    if names:
+        raise ValueError(f"{' and '.join(names)}: data are for {flag}, which was not given")
+
+
 def training_data(arguments: argparse.Namespace, image_size: Size = None) -> tuple[Any, Any]:
     """Open the training part of ``--data``."""
     return _open(arguments, arguments.data, "train", image_size, split=arguments.split)

@@ -41,6 +41,7 @@ def add_parameters(
     skip: Collection[str] = (),
     kinds: Mapping[str, Kind] | None = None,
     only_given: bool = False,
+    instead: Mapping[str, str] | None = None,
 ) -> None:
     """Add a flag for each parameter of a function or class, with its default and its docstring's first sentence.
 
@@ -55,14 +56,16 @@ def add_parameters(
         What turns a flag's text into the parameter, where the annotation does not say.
     only_given : bool, default=False
         Whether flags that are not given leave nothing, not even the default.
+    instead : mapping of str to str, optional
+        Parameters whose default is another where their flag is not given, which then leaves nothing; and what that is.
     """
     texts = parameter_texts(function)
     for name, parameter in inspect.signature(function).parameters.items():
         if name in skip:
             continue
-        flag, default = "--" + name.replace("_", "-"), parameter.default
-        text = f"{texts.get(name, '')} (default: {_shown(default)})".strip().replace("%", "%%")
-        default = argparse.SUPPRESS if only_given else default
+        flag, default, own = "--" + name.replace("_", "-"), parameter.default, (instead or {}).get(name)
+        text = f"{texts.get(name, '')} (default: {own or _shown(default)})".strip().replace("%", "%%")
+        default = argparse.SUPPRESS if only_given or own else default
         annotation = str(parameter.annotation)
         if "bool" in annotation:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from ._data import add_data, validation_data
+from ._data import add_data, check_no_data, validation_data
 from ._flags import add_parameters, given, json_value
 from ._report import Report
 from ._students import add_estimator, open_estimator
@@ -21,6 +21,7 @@ EXAMPLES = """\
   proard-nas search --model proard_dyn_resnet_small --pretrained --max-flops 10 --extract student
   proard-nas search --estimator robust --max-flops 20 --json
 """
+ESTIMATORS_DEFAULTS = {"seed": "of the estimator's", "warm_start": "the best of the labelled students; [] is none"}
 FROM_ESTIMATOR = ("space", "predict", "cost", "latency")  # and not from flags of their own
 
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--extract", metavar="FOLDER", help="folder for the best student")
     add_data(parser, "with --verify: the data of fit, of which the held-out part is used again", validation=True)
     group = parser.add_argument_group("arguments of the search")
-    add_parameters(group, search, skip=FROM_ESTIMATOR, kinds={"warm_start": json_value})
+    add_parameters(group, search, skip=FROM_ESTIMATOR, kinds={"warm_start": json_value}, instead=ESTIMATORS_DEFAULTS)
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -47,18 +48,16 @@ def run(arguments: argparse.Namespace) -> Report:
     from proard_nas.search import search
     from proard_nas.supernets.saving import check_target
 
-    whole_number("verify", arguments.verify, 0)
+    if whole_number("verify", arguments.verify, 0) == 0:
+        check_no_data(arguments, "--verify")
     if arguments.out is not None:
         check_writable(arguments.out)
     if arguments.extract is not None:
         check_target(arguments.extract)
     estimator = open_estimator(arguments)
     wanted = given(arguments, search, skip=FROM_ESTIMATOR)
-    if wanted["warm_start"]:
+    if "warm_start" in wanted:
         wanted["warm_start"] = [Architecture.from_dict(arch) for arch in wanted["warm_start"]]
-    for name in ("seed", "warm_start"):  # the estimator has defaults of its own
-        if not wanted[name] and wanted[name] != 0:
-            del wanted[name]
     if arguments.latency_table is not None:
         from proard_nas.deploy import LatencyTable
 

@@ -129,6 +129,8 @@ def _label_column(y: object, estimator_name: str) -> NDArray[Any]:
     if missing:
         raise ValueError(f"label {missing[0]} is None; allowed: a class for every image")
     check_classification_targets(labels)
+    if labels.dtype.kind in "mM":
+        raise ValueError(f"y holds labels of type {labels.dtype}; allowed: numbers and texts")
     return labels
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from proard_nas._numbers import whole_number
 from proard_nas.data.checks import check_label_range, check_pixels, check_several_classes
 from proard_nas.data.encoding import ArrayEncoder
 from proard_nas.data.inputs import class_names, is_array_like, is_loader_or_dataset, is_pair_of_arrays, source_of
@@ -135,8 +136,8 @@ def prepare(
     TypeError
         If ``data`` is sparse, or of a type that holds no data.
     """
-    if num_classes is not None and num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; allowed: at least 2 classes")
+    if num_classes is not None:
+        whole_number("num_classes", num_classes, 2)
     if val_data is None:
         check_fraction(val_fraction)
     elif is_array_like(val_data):

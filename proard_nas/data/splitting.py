@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 def check_fraction(fraction: object) -> None:
     """Raise ValueError unless the share that is split off is a number above 0 and below 1."""
-    if not isinstance(fraction, numbers.Real) or not 0 < float(fraction) < 1:
+    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 < float(fraction) < 1:
         raise ValueError(f"val_fraction is {fraction!r}; allowed: above 0 and below 1")
 
 

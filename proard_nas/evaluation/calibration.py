@@ -19,7 +19,6 @@ from proard_nas.data.checks import check_label_form, check_label_range, check_pi
 from proard_nas.supernets import StudentNet, Supernet, statistics_of
 from proard_nas.supernets.supernet import has_seen_images, load_statistics, share_statistics
 
-N_IMAGES = 4000
 KINDS = ("clean", "adversarial", "mixed")
 Network = TypeVar("Network", bound=nn.Module)
 

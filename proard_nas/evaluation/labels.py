@@ -19,6 +19,8 @@ from proard_nas._folders import check_json_lines, naming
 from proard_nas.supernets import Architecture
 
 logger = logging.getLogger(__name__)
+IMAGES = "images_checksum"
+"""The setting of labels that tells the images they are of; None of a dataset, whose transforms may change them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +183,11 @@ def record_parts(path: Path) -> list[Path]:
 def _check_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     other = [name for name in wanted if found.get(name) != wanted[name]]
     if other:
+        hint = "give another file or the same settings"
+        if other[0] == IMAGES and None in (found.get(IMAGES), wanted[IMAGES]):
+            hint = "whether arrays and a dataset hold the same images is not known; give another file or them as before"
         raise ValueError(
-            f"{path} holds labels measured with {other[0]}={found.get(other[0])!r}, not {wanted[other[0]]!r}; "
-            "give another file or the same settings"
+            f"{path} holds labels measured with {other[0]}={found.get(other[0])!r}, not {wanted[other[0]]!r}; {hint}"
         )
 
 

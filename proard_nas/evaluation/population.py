@@ -24,9 +24,8 @@ from proard_nas.supernets import Architecture, Supernet
 from .accuracy import NO_IMAGE, AttackSettings, attack_or_default, is_own, labelled_logits, survives
 from .calibration import calibrate, check_images
 from .labelling import run_each
-from .labels import Label, Labels, Record, append_line
+from .labels import IMAGES, Label, Labels, Record, append_line
 
-IMAGES = "images_checksum"
 CALIBRATION = "calibration_checksum"
 
 __all__ = ["Label", "Labels", "append_line", "label_student", "label_students"]

@@ -151,6 +151,8 @@ def search(
     )
     n_generations = whole_number("n_generations", n_generations, 0)
     seed = int(np.random.default_rng().integers(2**31)) if seed is None else whole_number("seed", seed, 0)
+    if seed >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {seed}")
     warm_start = [space.validate(arch) for arch in warm_start]
 
     study = open_study(settings, storage, study_name, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from proard_nas._numbers import finite_number, whole_number
+from proard_nas._numbers import finite_number, positive_number, whole_number
 
 from .augment import Augmentation
 from .losses import AttackBudget
@@ -78,8 +78,8 @@ class TrainSettings:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        if self.clip_grad is not None and not self.clip_grad > 0:
-            raise ValueError(f"clip_grad must be positive or None, got {self.clip_grad}")
+        if self.clip_grad is not None:
+            positive_number("clip_grad", self.clip_grad, "or None")
         if self.awp < 0 or self.checkpoint_seconds < 0:
             raise ValueError(
                 f"awp and checkpoint_seconds must not be negative; got {self.awp}, {self.checkpoint_seconds}"

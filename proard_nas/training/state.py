@@ -26,7 +26,7 @@ class State:
     losses : list of float
         Of the steps so far of the epoch under way; ``images`` were seen in them and ``lr`` was the rate of the first.
     lr_scale : float
-        Halved at every return to an earlier state after a failure; ``rollbacks`` counts these.
+        Halved at every return to an earlier state after a failure in the stage; ``rollbacks`` counts these.
     attack_steps : int or None
         Steps of the inner attack after a single-step one has failed in this stage.
     watch, best, precision, ledger : dict

@@ -267,6 +267,7 @@ class Trainer:
         keeper.start_average()
         state = keeper.state
         state.entered, state.attack_steps, state.best, state.watch = True, None, None, {}
+        state.lr_scale, state.rollbacks = 1.0, 0
         keeper.remember()
         keeper.save_if_due()
 

@@ -190,7 +190,7 @@ def test_the_page_shows_what_the_files_hold(
 
 
 def test_the_page_says_which_differences_are_shown(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
-    page, compare = scripts["results_page"], scripts["_robustness"].compare
+    page, compare = scripts["_page"], scripts["_robustness"].compare
 
     def built(*values: Sequence[float]) -> str:
         others = zip(("random", "trades", "natural"), values, strict=True)

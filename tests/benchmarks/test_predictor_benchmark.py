@@ -79,8 +79,13 @@ def test_rows_are_averaged_over_seeds_and_compared_seed_by_seed(benchmark_module
         assert row["active - uniform"]["mean"] == pytest.approx(-0.015)
         assert "active wins † (RMSE" in benchmark_module.verdict(row)
         assert "no difference shown" in benchmark_module.verdict(row, "mixed")
-    curve = benchmark_module.curve(rows, [30])
-    assert benchmark_module.bars(curve)[0].endswith("above 0.0073")
+    errors = [benchmark_module._robustness.spread([error, error]) for error in (0.0072, 0.0073, 0.5)]
+    places = zip((30, 30, 20), errors, (*benchmark_module.OUTPUTS, "natural_accuracy"), strict=True)
+    told = benchmark_module.bars([{"n_labels": n, "output": output, "rmse": error} for n, error, output in places])
+    assert told == [
+        "natural_accuracy, 30 labels: RMSE 0.0072, within 0.0073",
+        "robust_accuracy, 30 labels: RMSE 0.0073, above 0.0072",
+    ]
 
 
 def test_a_population_is_described_with_the_chance_in_its_labels(benchmark_module: ModuleType) -> None:

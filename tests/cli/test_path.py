@@ -122,6 +122,27 @@ def test_a_wrong_number_to_verify_is_refused_before_the_work(fitted, photos, fai
     assert "verify must be a whole number of at least 0, got -1" in fails(*argv)
 
 
+def test_data_that_nothing_would_read_are_refused_before_the_work(fitted, photos, fails, monkeypatch):
+    monkeypatch.setattr(ProARDEstimator, "load", None)
+    argv = ["search", "--estimator", fitted, *SEARCH]
+    assert "--data: data are for --verify, which was not given" in fails(*argv, "--data", photos)
+    assert "--val-data and --val-split: data are for --verify" in fails(*argv, "--val-data", photos, "--val-split", "x")
+
+
+def test_the_estimators_own_defaults_of_a_search_can_be_left_or_changed(fitted, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(ProARDEstimator, "search", lambda self, **given: seen.append(given) or {}["none"])
+    for more in ([], ["--warm-start", "[]", "--seed", "0"]):
+        assert main(["search", "--estimator", str(fitted), *more]) == 1
+    assert not {"seed", "warm_start"} & seen[0].keys()
+    assert (seen[1]["seed"], seen[1]["warm_start"]) == (0, [])
+    with pytest.raises(SystemExit):
+        main(["search", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "(default: of the estimator's)" in words
+    assert "(default: the best of the labelled students; [] is none)" in words
+
+
 def test_verify_needs_data_and_refuses_other_data(fitted, photos, fails, tmp_path):
     argv = ["search", "--estimator", fitted, *SEARCH, "--verify", "1"]
     assert "give --data (that of fit) or --val-data" in fails(*argv)

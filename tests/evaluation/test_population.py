@@ -19,10 +19,11 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from torch.utils.data import TensorDataset
 from torchattacks import MIFGSM
 
 from proard_nas.attacks import ATTACKS
-from proard_nas.data import ArraySource
+from proard_nas.data import ArraySource, DatasetSource
 from proard_nas.evaluation import AttackSettings, Labels, calibrate, evaluate, label_students
 from proard_nas.evaluation.labelling import run_each
 
@@ -356,6 +357,9 @@ def test_a_record_of_other_images_is_refused(net, data, archs, tmp_path):
     other = ArraySource(source.x.flip(-1).contiguous(), source.y)
     with pytest.raises(ValueError, match="images_checksum"):
         label_students(net, archs[:2], other, calibration, attack=ATTACK, record=record)
+    dataset = DatasetSource(TensorDataset(source.x, source.y))
+    with pytest.raises(ValueError, match="whether arrays and a dataset hold the same images is not known"):
+        label_students(net, archs[:2], dataset, calibration, attack=ATTACK, record=record)
     lines = record.read_text().splitlines()
     settings = json.loads(lines[0])
     del settings["settings"]["images_checksum"]  # as older versions wrote it

@@ -263,6 +263,7 @@ class TestLimits:
             ({"mutation_prob": 1.5}, "mutation_prob"),
             ({"seed": -1}, "seed"),
             ({"warm_start": [LARGE.largest]}, "outside the search space"),
+            ({"seed": 2**32}, r"seed must be below 2\*\*32, got 4294967296"),
         ],
     )
     def test_impossible_arguments_are_refused_before_anything_is_predicted(self, limits, message):

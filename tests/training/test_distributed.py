@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -76,6 +77,13 @@ def train(source, stages, settings=SETTINGS, **more):
         trainer.run(stages)
     history = [{k: record[k] for k in ("stage", "epoch", "images", "loss")} for record in trainer.history]
     return {"after": after, "end": {k: v.clone() for k, v in net.state_dict().items()}, "history": history}
+
+
+def test_a_build_of_torch_without_processes_works_alone(monkeypatch):
+    monkeypatch.setattr(distributed, "dist", SimpleNamespace(is_available=lambda: False))
+    assert distributed.is_main() and not distributed.is_on() and distributed.gather(3) == [3]
+    with distributed.process_group(torch.device("cpu")):
+        assert distributed.world_size() == 1
 
 
 # -- what each process does, and one alone ----------------------------------------------------

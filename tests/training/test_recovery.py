@@ -213,6 +213,16 @@ def test_three_failures_are_survived_and_the_halved_rate_stays(source):
     same_parameters(net, by_hand(source, 2, lambda epoch: 1 / 8))
 
 
+def test_the_next_stage_begins_with_its_own_learning_rate(source):
+    trainer = Trainer(supernet(), source, source.x, TrainSettings(**SETTINGS))
+    losses = Failing([2, 4, 7], not_a_number), Failing([1], not_a_number)
+    trainer.run([Stage("a", 2, losses[0], lr=0.1), Stage("b", 1, losses[1], lr=0.02)])
+    assert [(event["stage"], event["action"].split()[-1]) for event in trainer.events] == [
+        ("a", "0.05"), ("a", "0.025"), ("a", "0.013"), ("b", "0.01"),
+    ]  # fmt: skip
+    assert trainer.history[-1]["lr"] == pytest.approx(0.01)
+
+
 def test_a_learning_rate_that_is_too_high_is_halved_until_training_works(source):
     net = supernet()
     trainer = Trainer(net, source, source.x, TrainSettings(**SETTINGS))
