@@ -223,6 +223,7 @@ def write_cards(
         "on them before, and the recipe was changed in between: the figures may flatter a little." * bool(n_before)
     )
     estimator.supernet_.metadata |= {"students": students, "measurement": measurement}
+    estimator.set_params(warm_start=False)  # which a user asks for, not the training that made it
     estimator.save(job.packed, dtype="float16")
 
 

@@ -44,6 +44,7 @@ from .training import (
     plan_training,
     raise_for,
 )
+from .training.phases import make_phases
 
 if TYPE_CHECKING:
     from .estimator import ProARDEstimator
@@ -57,6 +58,7 @@ NOT_MODEL_ARGS = {
     "drop_rate": "each stage of training sets; allowed: stages of one's own, with Stage(drop_rate=...)",
 }
 
+SWITCHES = ("compile_teacher", "keep_best", "progress", "sync_batch_norm", "warm_start")
 CHOICES = "its choices are depths, width_mults, expand_ratios and kernel_sizes"
 
 Folder = str | os.PathLike[str] | None
@@ -86,15 +88,18 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
         in_chans=(estimator.model_args or {}).get("in_chans"),
     )
     _check_same_data(data)
+    data = data if earlier is None else _warm_start.named(estimator, data)
+    supernet = _build_supernet(estimator, data, seed, earlier is not None)
     if earlier is not None and val_loader is None:
         _warm_start.warn_of_other_images(estimator, data.val)
-    supernet = _build_supernet(estimator, data, seed, earlier is not None)
     stages = stages_of(estimator, supernet)
     _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
     teacher = own_teacher(estimator, data)
     _describe(estimator, data, seed)
     store = None if folder is None else open_run(estimator, folder, data, teacher, seed, earlier)
     _warn_of_short_attacks(estimator, stages)
+    if earlier is None and not any(stage.elastic for stage in stages) and distributed.is_main():
+        logger.warning("no stage opens a dimension: students other than the largest are left untrained")
     estimator.calibration_images_ = calibration_images(
         data.train, estimator.n_calibration, estimator.augment, derive_seed(seed, "calibration")
     )
@@ -136,6 +141,9 @@ def check_parameters(estimator: ProARDEstimator) -> None:
     make_loss(estimator.loss)
     make_loss(estimator.teacher_loss)
     check_teacher(estimator.teacher)
+    for name in SWITCHES:
+        if not isinstance(getattr(estimator, name), (bool, np.bool_)):
+            raise ValueError(f"{name} must be True or False, got {getattr(estimator, name)!r}")
     for name, lowest in (("n_calibration", 1), ("n_watch", 0)):
         whole_number(name, getattr(estimator, name), lowest)
     _labelling.check_parameters(estimator)
@@ -164,10 +172,10 @@ def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:
     Raises
     ------
     ValueError
-        If they cannot be made, or there is a teacher that none of them would ask.
+        If they cannot be made, one distils before there is a teacher, or there is one that none of them would ask.
     """
     schedule: Any = estimator.schedule
-    if not isinstance(schedule, str):  # a stage that was loaded without its loss is a dict; now the loss must be there
+    if isinstance(schedule, (list, tuple)):  # a stage loaded without its loss is a dict; now the loss must be there
         schedule = [Stage.from_dict(stage) if isinstance(stage, dict) else stage for stage in schedule]
     stages = make_schedule(
         schedule,
@@ -185,6 +193,7 @@ def stages_of(estimator: ProARDEstimator, supernet: Supernet) -> list[Stage]:
             f"a teacher was given, but no stage distils from one (their losses: {named}); allowed: a loss that does, "
             "such as 'rslad', or teacher=None"
         )
+    make_phases(stages, trained=estimator.teacher is not None or estimator.warm_start)
     return stages
 
 

@@ -64,8 +64,14 @@ def whole_folder(folder: Folder, mark: str, names: Collection[str]) -> Iterator[
 
 
 def check_replaceable(target: Path, mark: str, names: Collection[str]) -> None:
-    """Raise FileExistsError if a folder of this kind would replace something else; see `whole_folder`."""
+    """Raise OSError if a folder of this kind would replace something else, or cannot be made; see `whole_folder`."""
     if not os.path.lexists(target):
+        parent = next(path for path in target.parents if os.path.lexists(path))
+        start = f"{target} could not be written, and nothing was changed"
+        if not parent.is_dir():
+            raise NotADirectoryError(f"{start}: {parent} is a file")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(f"{start}: Permission denied in {parent}")
         return
     try:
         found = sorted(path.name for path in target.iterdir() if not is_left_by_system(path.name))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import distributed
 from ._describing import digest
-from .data import ArraySource, DataSummary, Source
+from .data import ArraySource, DataSummary, PreparedData, Source
+from .data.labels import are_places
 from .evaluation.labels import IMAGES
 from .evaluation.population import images_checksum
 from .supernets import Supernet
@@ -40,6 +41,14 @@ def before(estimator: ProARDEstimator, folder: Path | None) -> Before | None:
     if folder is not None and folder.resolve() == unfinished[0] and (folder / "settings.json").is_file():
         return unfinished[1]
     return Before(digest(estimator.supernet_), estimator.history_, estimator.events_, estimator.spent_)
+
+
+def named(estimator: ProARDEstimator, data: PreparedData) -> PreparedData:
+    """Return data with the earlier fit's names of classes, where its labels are their places, as `score` takes them."""
+    now, known = data.summary.classes.tolist(), estimator.classes_
+    if now == list(range(len(known))) and are_places(now, known.tolist()):
+        return dataclasses.replace(data, summary=dataclasses.replace(data.summary, classes=known))
+    return data
 
 
 def check_same(estimator: ProARDEstimator, wanted: Supernet, summary: DataSummary) -> None:

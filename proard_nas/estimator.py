@@ -49,10 +49,12 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
     epochs : int, default=None
         Total epochs of a named schedule, shared between its stages in proportion; None keeps
         its own, 660 for the paper's.
-    loss, teacher_loss : str or Objective, default='rslad', 'trades'
-        Of students: ``'rslad'``, ``'ard'``, ``'iad'``, ``'adaad'``. Of the largest student, the
-        teacher: ``'trades'``, ``'sat'``, ``'mart'``, ``'hat'``, ``'natural'``. Or an object or
-        function of one's own (see `proard_nas.training.losses`).
+    loss : str or Objective, default='rslad'
+        Of students: ``'rslad'``, ``'ard'``, ``'iad'``, ``'adaad'``, or an object or function of
+        one's own (see `proard_nas.training.losses`).
+    teacher_loss : str or Objective, default='trades'
+        Of the largest student, the teacher: ``'trades'``, ``'sat'``, ``'mart'``, ``'hat'``,
+        ``'natural'``, or one's own.
     teacher : nn.Module or str, default=None
         A teacher of one's own, from images in [0, 1] to logits, or the name of a timm model
         (such as ``'local-dir:FOLDER'``), taken with its pretrained weights. All stages distil
@@ -469,12 +471,15 @@ class ProARDEstimator(CallbackSupportMixin, ClassifierMixin, BaseEstimator):  # 
         Raises
         ------
         ValueError
-            If weights are given with a Dataset or loader.
+            If weights or labels are given with a Dataset or loader.
         """
         check_is_fitted(self, "supernet_")
         if y is not None:
+            from .data.inputs import is_loader_or_dataset
             from .data.labels import are_places, encode_known_labels
 
+            if is_loader_or_dataset(X):
+                raise ValueError(f"y was given with a {type(X).__name__}, which yields labels itself; allowed: y=None")
             y = np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y)
             if y.ndim == 1 and are_places(y.tolist(), self.classes_.tolist()):
                 y = self.classes_[encode_known_labels(y, self.classes_)]

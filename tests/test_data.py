@@ -458,9 +458,9 @@ def test_an_encoder_refuses_other_data_than_it_was_fitted_to_in_scikit_learns_wo
     with pytest.raises(ValueError, match=r"shape \(2, 1, 4, 4\), but ProARDEstimator is expecting 4 features as input"):
         table.transform(np.zeros((2, 1, 4, 4)))
     pictures = ArrayEncoder("Other").fit(images(3))
-    with pytest.raises(ValueError, match=r"Other is expecting images of shape \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"Other is expecting images of shape \(n, 3, 8, 8\)"):
         pictures.transform(images(3, size=9))
-    with pytest.raises(ValueError, match=r"Other is expecting images of shape \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"Other is expecting images of shape \(n, 3, 8, 8\)"):
         pictures.transform(np.zeros((2, 192)))
     with pytest.raises(ValueError, match="Reshape your data"):
         table.transform(np.zeros(4))
@@ -674,7 +674,7 @@ def test_errors_of_the_users_own_code_pass_through():
 def test_validation_data_must_match_the_training_data():
     x, y = images(), labels()
     for train in ((x, y), (TensorDataset(x, y),)):
-        with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
+        with pytest.raises(ValueError, match=r"\((n, )?3, 8, 8\)"):
             prepare(*train, val_data=(images(size=9), y))
         with pytest.raises(ValueError, match="labels"):
             prepare(*train, val_data=(x, y + 1))
@@ -765,15 +765,15 @@ def test_bad_archives_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"no \.npz archive of plain arrays"):
         load_npz(tmp_path / "pickle.npz")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(ValueError, match=r"no \.npz archive of plain arrays"):
+    with pytest.raises(ValueError, match=r"is no \.npz archive, or a damaged one; allowed: what numpy"):
         load_npz(tmp_path / "text.npz")
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "keys.npz").read_bytes()[:200])
     for name in ("empty", "cut"):
-        with pytest.raises(ValueError, match=r"no \.npz archive of plain arrays"):
+        with pytest.raises(ValueError, match=r"is no \.npz archive, or a damaged one; allowed: what numpy"):
             load_npz(tmp_path / f"{name}.npz")
     np.save(tmp_path / "array.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"no \.npz archive of plain arrays"):
+    with pytest.raises(ValueError, match=r"is no \.npz archive, or a damaged one; allowed: what numpy"):
         load_npz(tmp_path / "array.npy")
     np.savez(tmp_path / "first.npz", x_train=np.zeros((4, 3, 8, 8), np.uint8), y_train=np.zeros(4))
     with pytest.raises(ValueError, match=r"8-bit images of shape \(4, 3, 8, 8\); allowed"):

@@ -488,6 +488,17 @@ def test_wrong_parameters_are_refused_before_training(monkeypatch, parameters, m
         ({"random_state": "x"}, "'x' cannot be used to seed"),
         ({"n_labels": 10**9}, "n_labels=1000000000 is more than the"),
         ({"clip_grad": "1"}, "clip_grad must be a number, got '1'"),
+        ({"keep_best": "no"}, "keep_best must be True or False, got 'no'"),
+        ({"schedule": None}, "a schedule must be a name or a non-empty list of Stage, got None"),
+        ({"teacher_loss": "rslad"}, r"stage 'teacher' distils from a teacher \('rslad'\).*allowed: a first stage that"),
+        (
+            {
+                "schedule": [Stage("a", 1, "trades"), Stage("b", 1, "rslad", ("kernel_size",))],
+                "epochs": None,
+                "lr": None,
+            },
+            "stage 'b' opens kernel_size, which the supernet has no choice of; allowed: width_mult, depth",
+        ),
         ({"teacher": 3}, "teacher must be a module, a timm model's name or None, got 3"),
     ],
 )

@@ -130,6 +130,16 @@ def test_images_may_be_of_another_size(digits, folder):
     assert est.supernet_.pretrained_cfg["input_size"] == (1, 12, 12)
 
 
+def test_numbers_as_labels_are_the_places_of_the_earlier_fits_names(digits, tmp_path):
+    x, y = digits
+    names = np.array([f"digit {i}" for i in range(10)])
+    ProARDEstimator(**SMALL).fit(x, names[y]).save(tmp_path / "est")
+    est = loaded(tmp_path / "est").fit(x, y)
+    assert est.classes_.tolist() == names.tolist() and est.extract().pretrained_cfg["label_names"] == names.tolist()
+    with pytest.raises(ValueError, match="goes on from a supernet of classes"):
+        loaded(tmp_path / "est").fit(x, y + 1)
+
+
 def test_students_may_be_taught_at_once_by_the_network_there_is(digits, folder):
     stage = Stage("more", 1, "rslad", ("depth", "width_mult", "expand_ratio"))
     with pytest.raises(ValueError, match="no stage before it trains one"):

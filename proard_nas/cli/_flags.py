@@ -25,6 +25,9 @@ def json_value(text: str) -> Any:
     return json.loads(text)
 
 
+json_value.__name__ = "JSON value"  # as argparse names it
+
+
 def size(text: str) -> tuple[int, int]:
     """Return (height, width) of ``32`` or ``32x48``."""
     height, _, width = text.partition("x")
@@ -59,12 +62,13 @@ def add_parameters(
     instead : mapping of str to str, optional
         Parameters whose default is another where their flag is not given, which then leaves nothing; and what that is.
     """
-    texts = parameter_texts(function)
+    texts, choices = parameter_texts(function), parameter_choices(function)
     for name, parameter in inspect.signature(function).parameters.items():
         if name in skip:
             continue
         flag, default, own = "--" + name.replace("_", "-"), parameter.default, (instead or {}).get(name)
-        text = f"{texts.get(name, '')} (default: {own or _shown(default)})".strip().replace("%", "%%")
+        notes = [*choices.get(name, ()), f"default: {own or _shown(default)}"]
+        text = f"{texts.get(name, '')} ({'; '.join(notes)})".strip().replace("%", "%%")
         default = argparse.SUPPRESS if only_given or own else default
         annotation = str(parameter.annotation)
         if "bool" in annotation:
@@ -101,6 +105,12 @@ def parameter_texts(function: Callable[..., Any]) -> dict[str, str]:
             for name in names:
                 found[name].append(line.strip())
     return {name: _first_sentence(" ".join(text)) for name, text in found.items()}
+
+
+def parameter_choices(function: Callable[..., Any]) -> dict[str, list[str]]:
+    """Return, in a list of one, the values that a numpy-style docstring allows for a parameter: ``{'a', 'b'}``."""
+    found = re.findall(r"^(\w+) : \{(.*)\}", inspect.getdoc(function) or "", re.MULTILINE)
+    return {name: [values.replace("'", "")] for name, values in found}
 
 
 def _first_sentence(text: str) -> str:

@@ -60,7 +60,10 @@ def chosen(
     if arguments.arch is None:
         return None, None
     text = arguments.arch if arguments.arch.lstrip().startswith("{") else Path(arguments.arch).read_text()
-    found = json.loads(text)
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--arch {arguments.arch} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"--arch {arguments.arch} holds a {type(found).__name__}; allowed: an architecture in JSON")
     return Architecture.from_dict(found.get("architecture", found)), None  # a student's proard.json holds it, too

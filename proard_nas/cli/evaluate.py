@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Report:
     """Run the command."""
+    from proard_nas._numbers import whole_number
     from proard_nas.evaluation import check_gradient_masking, evaluate_all
 
     network, source, attacks = _what(arguments)
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> Report:
     if arguments.check_masking and not suspects:
         raise ValueError("--check-masking needs an attack; 'natural' has no gradients to mask")
     if arguments.max_images is not None:
+        whole_number("--max-images", arguments.max_images, 1)
         source = source.head(arguments.max_images, seed=arguments.seed)
     how: dict[str, Any] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     found = evaluate_all(network, source, attacks, worst_case=arguments.worst_case, **how)
@@ -130,7 +132,7 @@ def _attacks(
     steps: int | None = None,
 ) -> list[AttackSettings]:
     """Return the attacks asked for; what is not asked for is as given here, else the library's default."""
-    from proard_nas.attacks import EPS, ITERATED
+    from proard_nas.attacks import EPS, ITERATED, warn_if_short
     from proard_nas.evaluation import AttackSettings
 
     if arguments.eps is not None:
@@ -140,8 +142,14 @@ def _attacks(
     wanted = (arguments.step_size, step_size, eps / 4)
     step_size = next(value for value in wanted if value is not None)
     steps = steps if arguments.steps is None else arguments.steps
+    if arguments.queries is not None and "square" not in arguments.attack:
+        raise ValueError(f"--queries are of square, and --attack names {' '.join(arguments.attack)}")
     own_steps = {"square": arguments.queries} | dict.fromkeys(ITERATED, steps)
-    return [AttackSettings(name, eps, step_size, own_steps.get(name)) for name in arguments.attack]
+    attacks = [AttackSettings(name, eps, step_size, own_steps.get(name)) for name in arguments.attack]
+    for one in attacks:
+        if one.name in ITERATED and one.steps is not None:
+            warn_if_short(one.title, one.eps, one.step_size, one.steps)
+    return attacks
 
 
 def _text(found: list[Evaluation], masking: dict[str, Any] | None) -> str:

@@ -58,6 +58,8 @@ def run(arguments: argparse.Namespace) -> Report:
     wanted = given(arguments, search, skip=FROM_ESTIMATOR)
     if "warm_start" in wanted:
         wanted["warm_start"] = [Architecture.from_dict(arch) for arch in wanted["warm_start"]]
+    if arguments.latency_table is None and arguments.max_latency_ms is not None:
+        raise ValueError("--max-latency-ms needs --latency-table, which the command latency-table writes")
     if arguments.latency_table is not None:
         from proard_nas.deploy import LatencyTable
 

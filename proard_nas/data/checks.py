@@ -101,7 +101,8 @@ def _as_tensor(value: object, what: str) -> Tensor:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{what} are a {type(value).__name__} that makes no tensor; allowed: tensors, arrays"
+            f"{what} are a {type(value).__name__} that makes no tensor; allowed: tensors, arrays (of labels, the "
+            "numbers 0 to C-1: names are in a dataset's classes, or go with arrays as y)"
         ) from error
 
 

@@ -182,9 +182,12 @@ class ArrayEncoder:
                     "as input"
                 )
         elif x.ndim == 2 or not self._takes(_with_channels(x).shape[1:]):
+            shape = self.image_shape or ()
             raise ValueError(
                 f"X has the shape {x.shape}, but {self.estimator_name} is expecting images of shape "
-                f"{self.image_shape} (channels, height, width) as input"
+                f"(n, {', '.join(map(str, shape))}) as input: channels, height and width"
+                + "; of a single image give x[None]"
+                * (x.ndim == len(shape))
             )
 
     def _channels(self, given: int) -> int:

@@ -53,6 +53,8 @@ def load_npz(path: str | Path, part: Part = "train") -> tuple[NDArray[Any], NDAr
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}; allowed: an .npz archive with x_train and y_train")
     x, y = f"x_{part}", f"y_{part}"
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{str(path)!r} is no .npz archive, or a damaged one; allowed: what numpy.savez writes")
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = list(archive.files)
@@ -153,7 +155,10 @@ def image_folder(
         raise FileNotFoundError(
             f"there is no folder {str(path)!r}; allowed: a folder with one sub-folder for each class"
         )
-    dataset = ImageFolder(str(path), transform=image_transform(size), loader=load_image)
+    try:
+        dataset = ImageFolder(str(path), transform=image_transform(size), loader=load_image)
+    except FileNotFoundError as error:  # which does not say what is allowed
+        raise FileNotFoundError(f"{error} Allowed: a folder with one sub-folder of images for each class.") from error
     if classes is not None:
         known = [str(name) for name in classes]
         for name in dataset.classes:

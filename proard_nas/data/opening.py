@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from proard_nas._errors import check_name
+from proard_nas._numbers import whole_number
 from proard_nas.data.files import PARTS, Part, image_folder, image_transform, load_npz
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,9 @@ def open_data(
     ValueError: unknown data set of torch/ 'cifer10'; allowed: ... Did you mean 'cifar10'?
     """
     check_name("part", part, PARTS)
+    for side in image_size if isinstance(image_size, tuple) else (image_size,):
+        if side is not None:
+            whole_number("a side of image_size", side, 1)
     path = Path(data)
     if path.exists():
         _refuse_options_of_named_data(data, split=split, root=root, download=download or None)

@@ -55,7 +55,7 @@ def split_indices(labels: NDArray[np.int64], fraction: float, seed: int) -> tupl
     stratify: NDArray[np.int64] | None = labels[pool]
     n_classes = len(np.unique(labels[pool]))
     if n_val < n_classes or len(pool) - n_val < n_classes:
-        logger.warning("too few images to stratify: %d for validation, %d classes", n_val, n_classes)
+        logger.warning("too few images to stratify: %d for validation, %d classes of two or more", n_val, n_classes)
         pool, stratify = _spare(labels, n_val, seed), None
     if len(pool) == n_val:
         val = pool

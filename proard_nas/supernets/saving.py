@@ -90,7 +90,7 @@ def write_network(network: StudentNet, folder: Path, metadata: Mapping[str, Any]
 
 
 def check_target(folder: Folder) -> None:
-    """Raise FileExistsError if a network could not be saved in a folder, since that holds something else."""
+    """Raise OSError if a network could not be saved in a folder: it holds something else, or cannot be made."""
     check_replaceable(Path(folder).resolve(), FACTS, FILES)
 
 

@@ -42,7 +42,7 @@ class CheckpointStore:
     Parameters
     ----------
     folder : str or Path
-        New, empty, or the folder of an earlier run with the same settings.
+        New, empty, or the folder of an earlier run with the same settings, or of one that has left nothing.
     settings : dict
         What identifies the run: nested, of what JSON can hold. Tuples equal lists, NumPy's numbers Python's.
     defaults : dict, optional
@@ -166,9 +166,9 @@ class CheckpointStore:
     def _claim(self, settings: Any, defaults: Any) -> None:
         """Make the folder this run's, or raise if it is somebody else's."""
         path = self.folder / SETTINGS
+        found = (path.name for path in self.folder.iterdir() if not path.name.startswith(TEMPORARY))
+        others = sorted(name for name in found if not is_left_by_system(name) and name != SETTINGS)
         if not path.exists():
-            found = (path.name for path in self.folder.iterdir() if not path.name.startswith(TEMPORARY))
-            others = sorted(name for name in found if not is_left_by_system(name))
             if others:
                 raise FileExistsError(
                     f"{self.folder} is no folder of checkpoints: it holds {others[0]!r} and no {SETTINGS}. "
@@ -181,7 +181,9 @@ class CheckpointStore:
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged ({error}); give another folder") from error
         different = _difference(_completed(stored, defaults), settings)
-        if different is not None:
+        if different is not None and not others:  # that run ended before it left anything
+            _write_atomically(path, _to_json(settings, strict=False))
+        elif different is not None:
             key, before, now = different
             raise ValueError(
                 f"{self.folder} holds a run with other settings: {key} was {before} and is now {now}. "

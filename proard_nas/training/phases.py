@@ -39,7 +39,11 @@ def make_phases(stages: Sequence[Stage], trained: bool) -> list[Phase]:
     for stage in stages:
         loss = make_loss(stage.loss)
         if loss.needs_teacher and not trained and stage.teacher == "frozen":
-            raise ValueError(f"stage {stage.name!r} distils from a teacher, but no stage before it trains one")
+            named = f" ({stage.loss!r})" * isinstance(stage.loss, str)
+            raise ValueError(
+                f"stage {stage.name!r} distils from a teacher{named}, but no stage before it trains one; allowed: a "
+                "first stage that learns from labels, such as with 'trades', or a teacher of one's own"
+            )
         if stage.teacher == "live" and (loss.passes.teacher > 1 or loss.passes.teacher_in_attack):
             raise ValueError(
                 f"stage {stage.name!r}: {stage.loss!r} queries its teacher more than once; allowed: teacher='frozen'"

@@ -130,14 +130,14 @@ def make_schedule(
     Raises
     ------
     ValueError
-        For an unknown name, an empty list, fewer epochs than stages, or ``epochs``, ``lr``, ``anneal`` or losses with a
-        list.
+        For an unknown name, an empty list, fewer epochs than stages, ``epochs``, ``lr``, ``anneal`` or losses with a
+        list, or a stage of one that opens what the space lacks.
     """
     check_name("anneal", anneal, ANNEALS)
     if epochs is not None:
         whole_number("epochs", epochs, 1)
     if not isinstance(schedule, str):
-        stages = list(schedule)
+        stages = list(schedule) if isinstance(schedule, (list, tuple)) else []
         if not stages or not all(isinstance(stage, Stage) for stage in stages):
             raise ValueError(f"a schedule must be a name or a non-empty list of Stage, got {schedule!r}")
         of_names = {"epochs": (epochs, None), "lr": (lr, None), "anneal": (anneal, "stage"),
@@ -147,6 +147,13 @@ def make_schedule(
                 raise ValueError(
                     f"{name}={given!r} is of a named schedule, but the schedule is a list of stages, which have their "
                     f"own; allowed: a name, one of {', '.join(map(repr, SCHEDULES))}, or {name}={default!r}"
+                )
+        for stage in stages:
+            missing = [name for name in stage.elastic if name not in space.dimensions]
+            if missing:
+                raise ValueError(
+                    f"stage {stage.name!r} opens {', '.join(missing)}, which the supernet has no choice of; allowed: "
+                    f"{', '.join(space.dimensions) or 'nothing'}"
                 )
         return stages
     if schedule not in SCHEDULES:

@@ -26,6 +26,14 @@ def test_every_command_has_help_with_examples(name, capsys):
     assert "--config FILE" in text and "--json" in text
 
 
+def test_the_help_of_a_flag_is_of_its_own_parameter_and_names_its_values(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--teacher-loss TEXT Of the largest student, the teacher: 'trades'" in words
+    assert "(none, crop, crop-flip; default: none)" in words and "(pgd, ffgsm, n-fgsm; default: pgd)" in words
+
+
 def test_the_help_of_all_names_every_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

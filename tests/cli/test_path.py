@@ -62,11 +62,13 @@ def test_every_argument_of_the_search_has_a_flag_that_reaches_it(fitted, monkeyp
         raise ValueError("seen")
 
     monkeypatch.setattr(ProARDEstimator, "search", spy)
+    monkeypatch.setattr("proard_nas.deploy.LatencyTable.load", lambda *given: "table")
     arch = estimator.supernet_.space.smallest
     given = {"max_flops": 3.0, "min_flops": 1.0, "max_params": 5e5, "max_latency_ms": 4.0, "min_natural_accuracy": 0.1,
              "min_robust_accuracy": 0.2, "population_size": 30, "n_generations": 7, "mutation_prob": 0.3, "seed": 0,
              "storage": "study.log", "study_name": "mine"}  # fmt: skip
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    flags += ["--latency-table", "phone.json"]
     flags += ["--objectives", "macs", "robust_accuracy", "--no-progress", "--warm-start", json.dumps([arch.to_dict()])]
     assert main(["search", "--estimator", str(fitted), *flags]) == 1
     expected = {
@@ -74,10 +76,11 @@ def test_every_argument_of_the_search_has_a_flag_that_reaches_it(fitted, monkeyp
         "objectives": ["macs", "robust_accuracy"],
         "progress": False,
         "refine": True,
+        "latency": "table",
         "warm_start": [arch],
     }
     assert seen == expected
-    assert set(inspect.signature(search).parameters) - set(seen) == {"space", "predict", "cost", "latency"}
+    assert set(inspect.signature(search).parameters) - set(seen) == {"space", "predict", "cost"}
 
 
 def test_a_search_that_nothing_meets_fails_with_the_smallest_cost(fitted, fails, estimator):
@@ -127,6 +130,35 @@ def test_data_that_nothing_would_read_are_refused_before_the_work(fitted, photos
     argv = ["search", "--estimator", fitted, *SEARCH]
     assert "--data: data are for --verify, which was not given" in fails(*argv, "--data", photos)
     assert "--val-data and --val-split: data are for --verify" in fails(*argv, "--val-data", photos, "--val-split", "x")
+
+
+def test_a_target_under_a_file_is_refused_before_the_work(fitted, photos, fails, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(ProARDEstimator, "load", None)
+    words = f"could not be written, and nothing was changed: {tmp_path / 'file'} is a file"
+    assert words in fails("search", "--estimator", fitted, *SEARCH, "--extract", tmp_path / "file" / "a" / "b")
+    assert words in fails("fit", "--data", tmp_path / "none.npz", "--out", tmp_path / "file" / "a")
+
+
+def test_flags_that_lack_what_they_need_are_named(fitted, front, photos, fails, tmp_path):
+    evaluate = ["evaluate", "--estimator", fitted, "--data", photos]
+    assert "--queries are of square, and --attack names pgd" in fails(*evaluate, "--attack", "pgd", "--queries", "5")
+    assert "--max-images must be a whole number of at least 1, got 0" in fails(*evaluate, "--max-images", "0")
+    assert "--arch {bad is no JSON" in fails(
+        "extract", "--estimator", fitted, "--arch", "{bad", "--out", tmp_path / "s"
+    )
+    argv = ["search", "--estimator", fitted, *SEARCH, "--max-latency-ms", "5"]
+    assert "--max-latency-ms needs --latency-table" in fails(*argv)
+    (tmp_path / "flat").mkdir()
+    assert "Allowed: a folder with one sub-folder of images" in fails("fit", "--data", tmp_path / "flat", "--out", "o")
+    (tmp_path / "text.npz").write_text("no archive")
+    assert "is no .npz archive" in fails("fit", "--data", tmp_path / "text.npz", "--out", tmp_path / "o")
+
+
+def test_a_pgd_that_cannot_reach_the_border_is_warned_of(fitted, photos, call, caplog):
+    argv = ["evaluate", "--estimator", fitted, "--data", photos, "--max-images", "4", "--attack", "pgd"]
+    call(*argv, "--steps", "2", "--step-size", "1/1000")
+    assert "2 steps of 0.001 are together shorter than eps" in caplog.text
 
 
 def test_the_estimators_own_defaults_of_a_search_can_be_left_or_changed(fitted, monkeypatch, capsys):

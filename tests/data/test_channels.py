@@ -93,13 +93,13 @@ def test_later_data_is_converted_the_same_way_also_after_saving():
     dataset = TensorDataset(x, y)
     torch.testing.assert_close(torch.cat(list(image_batches(dataset, encoder, 16))), grey)
     torch.testing.assert_close(all_images(labelled_source(dataset, None, encoder, np.arange(4), 16)), grey)
-    with pytest.raises(ValueError, match=r"expecting images of shape \(1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"expecting images of shape \(n, 1, 8, 8\)"):
         encoder.transform(colours(size=9))
 
 
 def test_without_in_chans_other_channels_than_those_of_fit_are_refused():
     encoder = prepare(colours(), labels()).scaler
-    with pytest.raises(ValueError, match=r"expecting images of shape \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"expecting images of shape \(n, 3, 8, 8\)"):
         encoder.transform(colours(channels=1))
 
 

@@ -246,7 +246,7 @@ def test_natural_training_learns_an_easy_problem(source):
 
 def test_distilling_before_a_teacher_is_trained_is_refused(source):
     net = supernet()
-    with pytest.raises(ValueError, match="'depth' distils from a teacher, but no stage before it trains one"):
+    with pytest.raises(ValueError, match=r"'depth' distils from a teacher \('rslad'\), but no stage before it trains"):
         Trainer(net, source, source.x, SETTINGS).run([Stage("depth", 1, "rslad", ("depth",))])
 
 
