@@ -157,14 +157,6 @@ def test_a_refused_refit_leaves_the_earlier_fit_whole(digits, fitted, run):
     assert est.search(n_generations=1, population_size=4).best.mmacs > 0
 
 
-def test_a_folder_of_a_run_that_left_nothing_may_be_started_anew(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "run", lambda self, stages: 1 / 0)
-    for attack_steps in (2, 3):
-        with pytest.raises(ZeroDivisionError):
-            ProARDEstimator(**{**SMALL, "attack_steps": attack_steps}).fit(*digits, checkpoint_dir=tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "settings.json").read_text())["parameters"]["attack_steps"] == 3
-
-
 def test_a_refit_that_fails_in_training_leaves_the_earlier_fit_whole(digits, fitted, monkeypatch):
     est = copy.deepcopy(fitted).set_params(random_state=1)
     monkeypatch.setattr(Trainer, "step", lambda *_: 1 / 0)

@@ -21,7 +21,10 @@ EXAMPLES = """\
   proard-nas search --model proard_dyn_resnet_small --pretrained --max-flops 10 --extract student
   proard-nas search --estimator robust --max-flops 20 --json
 """
-ESTIMATORS_DEFAULTS = {"seed": "of the estimator's", "warm_start": "the best of the labelled students; [] is none"}
+ESTIMATORS_DEFAULTS = {
+    "seed": "what the estimator's gives",
+    "warm_start": "the best of the labelled students; [] is none",
+}
 FROM_ESTIMATOR = ("space", "predict", "cost", "latency")  # and not from flags of their own
 
 

@@ -42,7 +42,7 @@ class CheckpointStore:
     Parameters
     ----------
     folder : str or Path
-        New, empty, or the folder of an earlier run with the same settings, or of one that has left nothing.
+        New, empty, or the folder of an earlier run with the same settings.
     settings : dict
         What identifies the run: nested, of what JSON can hold. Tuples equal lists, NumPy's numbers Python's.
     defaults : dict, optional
@@ -181,13 +181,13 @@ class CheckpointStore:
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged ({error}); give another folder") from error
         different = _difference(_completed(stored, defaults), settings)
-        if different is not None and not others:  # that run ended before it left anything
-            _write_atomically(path, _to_json(settings, strict=False))
-        elif different is not None:
+        if different is not None:
             key, before, now = different
             raise ValueError(
                 f"{self.folder} holds a run with other settings: {key} was {before} and is now {now}. "
                 "Give another folder, or the same settings to go on with that run."
+                + " It has left nothing yet: if it has ended, the folder can be deleted."
+                * (not others)
             )
 
     def _generations(self) -> list[Path]:

@@ -171,7 +171,7 @@ def test_the_estimators_own_defaults_of_a_search_can_be_left_or_changed(fitted, 
     with pytest.raises(SystemExit):
         main(["search", "--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert "(default: of the estimator's)" in words
+    assert "(default: what the estimator's gives)" in words
     assert "(default: the best of the labelled students; [] is none)" in words
 
 

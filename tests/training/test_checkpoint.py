@@ -262,17 +262,18 @@ def test_a_pickle_is_refused_and_never_executed(tmp_path, monkeypatch, how):
     ],
 )
 def test_other_settings_are_refused_and_named(tmp_path, other, key, stored, given):
-    (make(tmp_path).folder / "labels.jsonl").write_text("")  # what a run leaves
+    make(tmp_path)
     with pytest.raises(ValueError, match=rf": {key} was {stored} and is now {given}\. .*another folder.*same settings"):
         make(tmp_path, other)
 
 
-def test_other_settings_take_a_folder_in_which_nothing_was_left(tmp_path):
-    make(tmp_path)
-    (make(tmp_path, {**SETTINGS, "seed": 1}).folder / "labels.jsonl").write_text("")
-    make(tmp_path, {**SETTINGS, "seed": 1})
-    with pytest.raises(ValueError, match="seed was 1 and is now 0"):
-        make(tmp_path)
+def test_a_folder_in_which_nothing_was_left_is_refused_too_since_its_run_may_go_on(tmp_path):
+    folder = make(tmp_path).folder
+    with pytest.raises(ValueError, match="seed was 0 and is now 1.*if it has ended, the folder can be deleted"):
+        make(tmp_path, {**SETTINGS, "seed": 1})
+    (folder / "labels.jsonl").write_text("")
+    with pytest.raises(ValueError, match="to go on with that run.$"):
+        make(tmp_path, {**SETTINGS, "seed": 1})
 
 
 def test_settings_are_compared_as_json(tmp_path):
