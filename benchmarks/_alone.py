@@ -186,10 +186,13 @@ def train_alone(job: Job, task: Task) -> None:
 
 
 def together(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Return what the runs of a training took together; a record from before devices were noted lacks two figures."""
+    """Return what the runs of a training took together, and by what the last was made: each has a record of its own.
+
+    A record from before devices were noted lacks two figures.
+    """
     spent = Spent(energy_joules=before.get("energy_joules"), device=before.get("device", ""))
     spent.add(energy_joules=found["energy_joules"], device=found["device"])
-    noted = {"energy_joules": spent.energy_joules, "device": spent.device}
+    noted = {"energy_joules": spent.energy_joules, "device": spent.device, "made": found["made"]}
     return {name: before[name] + value for name, value in found.items() if name not in noted} | noted
 
 

@@ -402,7 +402,9 @@ def test_time_alone_is_counted_in_epochs_of_the_largest_student(scripts: dict[st
 def test_runs_of_a_training_add_up_though_an_older_record_names_no_device(scripts: dict[str, ModuleType]) -> None:
     older = {"student_steps": 5, "macs": 2.0, "history": [1]}
     found = {"student_steps": 7, "macs": 1.0, "history": [2], "device": "cpu", "energy_joules": 3.0}
+    found["made"] = {"commit": "1234"}
     both = {"student_steps": 12, "macs": 3.0, "history": [1, 2], "device": "cpu", "energy_joules": None}
+    both["made"] = {"commit": "1234"}
     together = scripts["_alone"].together
     assert together(older, found) == both
     assert together(found, found)["energy_joules"] == 6.0 and together(found, found)["device"] == "cpu"
