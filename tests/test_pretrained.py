@@ -66,6 +66,7 @@ def test_students_are_found_calibrated_and_named():
     x = torch.rand(4, 3, 32, 32)
     assert student(x).isfinite().all()
     assert set(est.predict(x.numpy())) <= set(CLASSES)
+    assert est.warm_start is False  # as documented: a fit of one's own begins anew unless asked otherwise
 
 
 @shipped
