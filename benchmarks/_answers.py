@@ -9,7 +9,7 @@ from typing import Any
 import _robustness
 import _study
 from _alone import DEVICES
-from _page import METRICS, NAMES, Page, between, counted, label, points, seeds_of_rows, shown
+from _page import METRICS, NAMES, Page, between, counted, label, points, seeds_of_rows, shown, shown_either_way
 from _shipped_section import PARTS, minus_cells, not_attacked_yet, not_trained_yet, shipped_minus_others
 
 ROWS = 2 * (2 + len(_study.ALONE))  # of table 1: two students of two supernets, and alone
@@ -75,11 +75,10 @@ def progressive_minus_random(page: Page) -> Iterator[Sampling]:
 def sampling_words(rows: Sequence[Sampling]) -> str:
     """Count where one of the two is shown to be better, naturally and under PGD-20."""
     changes = [change for *_, of_row, _ in rows for change in of_row.values()]
-    better, worse = counted(changes)
-    n_better, n_worse = (sum(bool(c["shown"]) and (c["mean"] > 0) == wins for c in changes) for wins in (True, False))
+    better, worse = shown_either_way(changes)
     return (
-        f"{'Yes' if n_better > n_worse else 'No'}: of {len(changes)} comparisons of natural and PGD-20 accuracy "
-        f"{better} show it to be better and {worse} random sampling.{overlap(rows)}"
+        f"{'Yes' if len(better) > len(worse) else 'No'}: of {len(changes)} comparisons of natural and PGD-20 accuracy "
+        f"{counted(better)} show it to be better and {counted(worse)} random sampling.{overlap(rows)}"
     )
 
 

@@ -9,7 +9,7 @@ import _study
 import numpy as np
 import predictor
 from _answers import n_devices
-from _page import COLOURS, NAMES, Page, between, counted, differences, of_seeds, percent, points, slug
+from _page import COLOURS, NAMES, Page, between, counted, differences, of_seeds, percent, points, shown_either_way, slug
 from devices import PAPER_EPOCHS, PAPER_LABELS, WIDE_EPOCHS, ratios_by_seed
 
 PAPER_GAINS = {  # the best progressive student minus the best random one, section 5.1
@@ -102,7 +102,7 @@ def widths(page: Page) -> None:
 def widths_words(found: dict[str, Any]) -> str:
     """Say whether what the paper reads from its figure 6 is seen here."""
     changes = [change for row in found["students"] for change in row["against"]["random"].values()]
-    better, worse = counted(changes)
+    better, worse = map(counted, shown_either_way(changes))
     least = found["students"][0]
     behind = ", ".join(f"{NAMES[metric]} {points(change)}" for metric, change in least["against"]["teacher"].items())
     return (

@@ -179,15 +179,16 @@ def differences(page: Page, rows: Sequence[Difference], names: dict[str, str]) -
     )
 
 
-def counted(changes: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Say how many differences are shown to be above zero, and how many below; how many barely stands beside it."""
+def shown_either_way(changes: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the differences that are shown to be above zero, and those below."""
+    sure = [change for change in changes if change["shown"]]
+    return [c for c in sure if c["mean"] > 0], [c for c in sure if c["mean"] <= 0]
 
-    def told(found: list[dict[str, Any]]) -> str:
-        barely = sum(bool(_robustness.mark(change)) for change in found)
-        return f"{len(found) or 'none'}{f' ({barely} of them †)' * (barely > 0)}"
 
-    above, below = (told([c for c in changes if c["shown"] and (c["mean"] > 0) == up]) for up in (True, False))
-    return above, below
+def counted(found: Sequence[dict[str, Any]]) -> str:
+    """Say how many differences these are, all of them shown, and how many of them barely."""
+    barely = sum(bool(_robustness.mark(change)) for change in found)
+    return f"{len(found) or 'none'}{f' ({barely} of them †)' * (barely > 0)}"
 
 
 def points(found: dict[str, Any]) -> str:

@@ -66,9 +66,7 @@ def measure(study: Study, max_flops: float | None) -> dict[str, Any]:
 
 def predicted_mean(generation: dict[str, Any], output: str) -> float:
     """Return the mean prediction of those of a generation that keep the limit."""
-    return float(
-        np.mean([value for value, keeps in zip(generation[output], generation["feasible"], strict=True) if keeps])
-    )
+    return float(np.mean(np.array(generation[output])[np.array(generation["feasible"])]))
 
 
 def searched(study: Study, seed: int, max_flops: float | None) -> dict[str, Any]:

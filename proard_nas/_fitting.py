@@ -93,7 +93,6 @@ def _fit(estimator: ProARDEstimator, X: Any, y: Any, val_loader: Any, folder: Pa
     if earlier is not None and val_loader is None:
         _warm_start.warn_of_other_images(estimator, data.val)
     stages = stages_of(estimator, supernet)
-    _labelling.check_n_labels(estimator.n_labels, supernet.space.size)
     teacher = own_teacher(estimator, data)
     _describe(estimator, data, seed)
     store = None if folder is None else open_run(estimator, folder, data, teacher, seed, earlier)
